@@ -1,0 +1,2 @@
+//! The `rafs-image` command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `rafsd` daemon.
+fn main() {}
