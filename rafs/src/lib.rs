@@ -15,6 +15,7 @@
 //! stands below it in this list.
 
 pub mod blob;
+pub mod cache;
 pub mod codec;
 pub mod ids;
 pub mod image;
