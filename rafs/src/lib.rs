@@ -20,4 +20,5 @@ pub mod codec;
 pub mod ids;
 pub mod image;
 pub mod layout;
+pub mod reader;
 pub mod store;

@@ -38,9 +38,13 @@ pub struct BlobCache {
     len: u64,
     map: Option<ChunkMap>,
     ready: AtomicBitmap,
+    /// Found damaged in the file by this process: not to be looked at again until kept anew.
+    bad: AtomicBitmap,
     writable: bool,
     /// There was data before there was a map: any chunk may be there.
     unmapped_data: bool,
+    /// Somebody says it is complete, so that holes are data, too.
+    complete: bool,
     dirty: AtomicBool,
     written: AtomicU64,
     paused_until: Mutex<Option<Instant>>,
@@ -89,8 +93,10 @@ impl BlobCache {
             len,
             map: map.map(|(map, _)| map),
             ready: AtomicBitmap::new(chunk_count),
+            bad: AtomicBitmap::new(chunk_count),
             writable,
             unmapped_data,
+            complete: false,
             dirty: AtomicBool::new(false),
             written: AtomicU64::new(0),
             paused_until: Mutex::new(None),
@@ -106,8 +112,10 @@ impl BlobCache {
             len,
             map: None,
             ready: AtomicBitmap::new(chunk_count),
+            bad: AtomicBitmap::new(chunk_count),
             writable: false,
             unmapped_data: true,
+            complete: true,
             dirty: AtomicBool::new(false),
             written: AtomicU64::new(0),
             paused_until: Mutex::new(None),
@@ -142,11 +150,11 @@ impl BlobCache {
     /// Whether the file may hold a chunk that has not been verified yet.
     #[must_use]
     pub fn is_claimed(&self, chunk: u32, uncompressed_offset: u64) -> bool {
-        if chunk >= self.ready.len() {
+        if chunk >= self.ready.len() || self.bad.get(chunk) {
             return false;
         }
         self.map.as_ref().is_some_and(|map| map.is_live(chunk))
-            || (self.unmapped_data && self.has_data_at(uncompressed_offset))
+            || (self.unmapped_data && (self.complete || self.has_data_at(uncompressed_offset)))
     }
 
     /// Whether a claim comes from a map, and so from a process that had verified the chunk.
@@ -176,6 +184,7 @@ impl BlobCache {
     /// A claimed or ready chunk is damaged: forget it.
     pub fn reject(&self, chunk: u32) {
         self.ready.clear(chunk);
+        self.bad.set(chunk);
         if let Some(map) = &self.map
             && let Err(error) = map.clear(chunk)
         {
@@ -214,6 +223,7 @@ impl BlobCache {
         let indexes: Vec<u32> = chunks.iter().map(|c| c.chunk).collect();
         let mapped = self.map.as_ref().map_or(Ok(()), |map| map.set_live(&indexes));
         for chunk in chunks {
+            self.bad.clear(chunk.chunk);
             self.ready.set(chunk.chunk);
         }
         self.dirty.store(true, Ordering::Release);
