@@ -28,7 +28,9 @@ pub enum BuildError {
         reason: String,
     },
     /// A file was not the same at the end of reading as at its beginning.
-    #[error("{path:?} changed while it was read ({reason}): build from a snapshot, or when nothing writes to the source")]
+    #[error(
+        "{path:?} changed while it was read ({reason}): build from a snapshot, or when nothing writes to the source"
+    )]
     Changed {
         /// The file.
         path: PathBuf,

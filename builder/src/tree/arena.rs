@@ -30,10 +30,14 @@ impl Arena {
     /// # Errors
     /// When `bytes` is too long or the arena is full.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Span, BuildError> {
-        let len = u16::try_from(bytes.len())
-            .map_err(|_| BuildError::Limit { what: "bytes in one name or symlink target", limit: u64::from(u16::MAX) })?;
-        let offset = u32::try_from(self.bytes.len())
-            .map_err(|_| BuildError::Limit { what: "bytes of names in one image", limit: u64::from(u32::MAX) })?;
+        let len = u16::try_from(bytes.len()).map_err(|_| BuildError::Limit {
+            what: "bytes in one name or symlink target",
+            limit: u64::from(u16::MAX),
+        })?;
+        let offset = u32::try_from(self.bytes.len()).map_err(|_| BuildError::Limit {
+            what: "bytes of names in one image",
+            limit: u64::from(u32::MAX),
+        })?;
         self.bytes.extend_from_slice(bytes);
         Ok(Span { offset, len })
     }

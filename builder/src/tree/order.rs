@@ -100,7 +100,8 @@ impl Order {
 }
 
 fn position(at: usize) -> Result<u32, BuildError> {
-    u32::try_from(at).map_err(|_| BuildError::Limit { what: "entries in one image", limit: u64::from(u32::MAX) })
+    u32::try_from(at)
+        .map_err(|_| BuildError::Limit { what: "entries in one image", limit: u64::from(u32::MAX) })
 }
 
 #[cfg(test)]

@@ -58,10 +58,7 @@ pub(crate) struct XattrSets {
 
 impl XattrSets {
     /// Stores a set of (name, value) pairs, sorted by name; equal sets get equal ids.
-    pub(crate) fn intern(
-        &mut self,
-        pairs: &mut [(Vec<u8>, Vec<u8>)],
-    ) -> Result<XattrSetId, XattrError> {
+    pub(crate) fn intern(&mut self, pairs: &mut [(Vec<u8>, Vec<u8>)]) -> Result<XattrSetId, XattrError> {
         if pairs.is_empty() {
             return Ok(XattrSetId::default());
         }
