@@ -215,6 +215,6 @@ mod tests {
         output.commit().unwrap();
         assert_eq!(std::fs::read(dir.path().join("real")).unwrap(), b"new");
         assert!(dir.path().join("link").is_symlink());
-        assert!(Output::create(dir.path()).is_err());
+        Output::create(dir.path()).unwrap_err();
     }
 }

@@ -268,7 +268,7 @@ impl DirectorySource {
         let chunk = u64::from(self.chunk_size.get());
         let offset = u64::from(large.position) * chunk;
         let rest = large.expected.size - offset;
-        let len = u32::try_from(rest).map_or(self.chunk_size.get(), |rest| rest.min(self.chunk_size.get()));
+        let len = u32::try_from(rest.min(chunk)).unwrap_or_default();
         let input = if large.extents.is_hole(large.file.as_fd(), offset, u64::from(len)) {
             Input::Zeros
         } else {

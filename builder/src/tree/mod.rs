@@ -152,7 +152,7 @@ impl Tree {
             .ok()
             .filter(|id| *id < NONE)
             .map(NodeId)
-            .ok_or(BuildError::Limit { what: "entries in one image", limit: u64::from(NONE) })?;
+            .ok_or_else(|| BuildError::Limit { what: "entries in one image", limit: u64::from(NONE) })?;
         let name = self.bytes.push(name)?;
         let siblings = self.node(parent).first_child;
         self.nodes.push(Node {

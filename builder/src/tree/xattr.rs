@@ -49,11 +49,16 @@ pub(crate) fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
     })
 }
 
+/// Name and value.
+type Pair = (Box<[u8]>, Box<[u8]>);
+/// One set.
+type Pairs = Box<[Pair]>;
+
 /// All distinct sets of an image.
 #[derive(Debug, Default)]
 pub(crate) struct XattrSets {
-    sets: Vec<Box<[(Box<[u8]>, Box<[u8]>)]>>,
-    ids: HashMap<Box<[(Box<[u8]>, Box<[u8]>)]>, u32>,
+    sets: Vec<Pairs>,
+    ids: HashMap<Pairs, u32>,
 }
 
 impl XattrSets {
@@ -73,8 +78,7 @@ impl XattrSets {
                 return Err(XattrError::Size { name: shown(), name_len, value_len });
             }
         }
-        let set: Box<[(Box<[u8]>, Box<[u8]>)]> =
-            pairs.iter().map(|(n, v)| (n.as_slice().into(), v.as_slice().into())).collect();
+        let set: Pairs = pairs.iter().map(|(n, v)| (n.as_slice().into(), v.as_slice().into())).collect();
         if let Some(id) = self.ids.get(&set) {
             return Ok(XattrSetId(*id));
         }
@@ -97,7 +101,7 @@ impl XattrSets {
 /// One set, sorted by name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct XattrSet<'a> {
-    pairs: &'a [(Box<[u8]>, Box<[u8]>)],
+    pairs: &'a [Pair],
 }
 
 impl<'a> XattrSet<'a> {
@@ -140,6 +144,6 @@ mod tests {
         assert_ne!(one, three);
         let names: Vec<_> = sets.get(one).iter().map(|(n, _)| n.to_vec()).collect();
         assert_eq!(names, [b"user.a".to_vec(), b"user.b".to_vec()]);
-        assert!(sets.intern(&mut [(b"evil.x".to_vec(), vec![])]).is_err());
+        sets.intern(&mut [(b"evil.x".to_vec(), vec![])]).unwrap_err();
     }
 }
