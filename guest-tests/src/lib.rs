@@ -5,5 +5,6 @@
 //! here is linked into `rafsd` or `rafs-image`, which are tested as the binaries users run.
 
 pub mod frontend;
+pub mod guest;
 pub mod support;
 pub mod tree;
