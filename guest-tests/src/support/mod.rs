@@ -2,5 +2,6 @@
 
 pub mod binaries;
 pub mod daemon;
+pub mod image;
 pub mod process;
 pub mod random;
