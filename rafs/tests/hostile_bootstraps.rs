@@ -166,7 +166,7 @@ fn fields() -> Vec<(&'static str, usize, Vec<u8>, &'static str)> {
         (V6, 1172, u32le(3), "chunk size"),
         (V6, 1172, u32le(0x1000), "chunk size is not the superblock's"),
         (V6, 1176, u64le(4096), "overlap"),
-        (V6, 1176, u64le(u64::MAX & !4095), "chunk table ends at byte"),
+        (V6, 1176, u64le(!4095), "chunk table ends at byte"),
         (V6, 1184, u64le(79), "chunk table's size"),
         (V6, 1184, u64le(80 << 40), "chunk table ends at byte"),
         (V6, 1200, u32le(8), "prefetch table"),
