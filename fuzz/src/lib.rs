@@ -71,7 +71,9 @@ fn one(image: &Image, inode: &Inode) {
     for name in [&b"."[..], b"..", b"", b"etc", &[0xff; 256]] {
         let _ = image.lookup(inode, name);
     }
-    for (offset, len) in [(0, u64::MAX), (inode.size / 2, 4096), (inode.size.saturating_sub(1), 2), (u64::MAX, 1)] {
+    for (offset, len) in
+        [(0, u64::MAX), (inode.size / 2, 4096), (inode.size.saturating_sub(1), 2), (u64::MAX, 1)]
+    {
         let Ok(chunks) = image.chunks(inode, offset, len) else { continue };
         let mut previous_end = 0;
         for chunk in chunks.take(BUDGET).map_while(Result::ok) {
@@ -79,9 +81,15 @@ fn one(image: &Image, inode: &Inode) {
             assert!(size > 0 && chunk.uncompressed_size <= image.chunk_size());
             assert!(chunk.file_offset >= previous_end);
             previous_end = chunk.file_offset + size;
-            assert!(previous_end <= inode.size && previous_end > offset && chunk.file_offset < offset.saturating_add(len));
+            assert!(
+                previous_end <= inode.size
+                    && previous_end > offset
+                    && chunk.file_offset < offset.saturating_add(len)
+            );
             let blob = &image.blobs()[chunk.blob.as_usize()];
-            if blob.uncompressed_size != 0 && !blob.features.contains(rafs::layout::blob::BlobFeatures::IS_CHUNKDICT_GENERATED) {
+            if blob.uncompressed_size != 0
+                && !blob.features.contains(rafs::layout::blob::BlobFeatures::IS_CHUNKDICT_GENERATED)
+            {
                 assert!(chunk.uncompressed_offset + size <= blob.uncompressed_size);
             }
             let _ = image.chunk_record(&chunk);

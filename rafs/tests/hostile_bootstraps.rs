@@ -318,9 +318,13 @@ fn files_that_are_no_images() {
         path
     };
     let missing = dir.path().join("missing");
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
     for (path, expected) in [
         (missing, "No such file"),
         (dir.path().to_owned(), "not a regular file"),
+        (fifo, "not a regular file"),
         (file("empty", b""), "its 0 bytes"),
         (file("text", b"hello"), "its 5 bytes"),
         (file("zeros", &[0; 20_000]), "no RAFS bootstrap"),

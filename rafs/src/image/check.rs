@@ -165,6 +165,9 @@ impl<'a> Walk<'a> {
                 }
             }
             if dots {
+                if entry.kind != FileKind::Directory {
+                    return Err(Problem::Kind { entry: entry.kind, inode: FileKind::Directory });
+                }
                 self.current = None;
                 continue;
             }

@@ -439,6 +439,7 @@ fn a_check_sees_dots_loops_and_order() {
     };
     assert!(with(1, ("..", DIR, 2)).starts_with("/: "));
     assert!(with(0, (".", FILE, 1)).contains("entry \".\" leads to"));
+    assert!(with(1, ("..", ROOT, 1)).contains("says Regular"));
     assert!(with(2, ("device", ROOT, 2)).contains("second name"));
     assert!(with(4, ("a", LINK, 7)).contains("does not sort behind"));
     assert!(check(&ALL[..4]).contains("counts 4 inodes, the tree has 3"));
