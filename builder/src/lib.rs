@@ -1,1 +1,30 @@
-//! placeholder
+//! `rafs-builder`: makes RAFS (Nydus) images, and checks them.
+//!
+//! What lives here:
+//!
+//! * `source`: where entries and data come from.
+//! * `tree`: the tree in memory, and its numbering.
+//! * `pack`: pieces of files to stored chunks, and the blob file.
+//! * `write`: v5 and v6 bootstraps.
+//! * [`build`](create): the steps from a source to an image.
+//! * [`cmd`]: the `rafs-image` command line; thin.
+//!
+//! What does not: the formats (`rafs::layout`), reading images (`rafs::image`, `rafs::reader`).
+
+mod build;
+pub mod cmd;
+mod error;
+mod options;
+mod output;
+mod pack;
+mod prefetch;
+mod progress;
+mod source;
+mod tree;
+mod write;
+
+pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, create};
+pub use error::BuildError;
+pub use options::{ChunkSize, ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
+pub use prefetch::Patterns;
+pub use progress::Progress;

@@ -1,2 +1,7 @@
 //! The `rafs-image` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rafs_builder::cmd::run(std::env::args_os())
+}

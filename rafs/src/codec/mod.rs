@@ -3,6 +3,18 @@
 //! Owns: the algorithms and their numbers, and per-thread contexts that are reused. Does not own: which
 //! unit to read or what to do with it. Nothing here allocates for a size that the caller did not bound.
 
+mod cipher;
+mod gzip;
+mod hash;
+mod unit;
+mod zran;
+
+pub use cipher::{Cipher, CipherKey};
+pub use gzip::gunzip_prefix;
+pub use hash::{Hasher, crc32c, digest};
+pub use unit::{compress, decompress};
+pub use zran::{ZranStart, inflate_zran};
+
 use crate::layout::blob::{compressor, digester};
 use std::fmt;
 
@@ -30,6 +42,46 @@ pub enum Digester {
 
 /// A 32-byte digest.
 pub type Digest = [u8; crate::layout::DIGEST_SIZE];
+
+/// Why a unit of data could not be encoded or decoded. None of these is cured by trying again with the same
+/// bytes; reading them anew from their store may help.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// The stored bytes are no valid stream of their compressor.
+    #[error("{compressor} stream of {stored} bytes is damaged: {reason}")]
+    Damaged {
+        /// Compressor that was to read them.
+        compressor: Compressor,
+        /// Stored bytes given.
+        stored: usize,
+        /// What the decoder found.
+        reason: &'static str,
+    },
+    /// The stream is valid but its plain size is not the one the image promises.
+    #[error("{compressor} stream holds {actual} bytes where the image promises {expected}")]
+    WrongSize {
+        /// Compressor that read them.
+        compressor: Compressor,
+        /// Bytes promised.
+        expected: usize,
+        /// Bytes found; for too long streams what fitted, or 0 where the decoder does not tell.
+        actual: usize,
+    },
+    /// An encrypted unit is shorter than one cipher block.
+    #[error("encrypted unit has {0} bytes, fewer than one cipher block of 16")]
+    CipherTooShort(usize),
+    /// The encoder refused; with bounded inputs this does not happen.
+    #[error("{compressor} could not compress {plain} bytes: {reason}")]
+    Compress {
+        /// Compressor asked.
+        compressor: Compressor,
+        /// Plain bytes given.
+        plain: usize,
+        /// What it said.
+        reason: &'static str,
+    },
+}
 
 impl Compressor {
     /// The compressor with number `n` in a blob table or chunk info header; `None` for an unknown number.

@@ -1,5 +1,6 @@
 //! One entry of an image's blob table, in one form for v5 and v6.
 
+pub use crate::codec::CipherKey;
 use crate::codec::{Compressor, Digest, Digester};
 use crate::ids::BlobIndex;
 use crate::layout::blob::BlobFeatures;
@@ -70,19 +71,4 @@ pub enum MetaBlob {
         /// Object name.
         id: String,
     },
-}
-
-/// AES-128-XTS key material of a blob (blob.md section 12).
-#[derive(Clone, PartialEq, Eq)]
-pub struct CipherKey {
-    /// Data key, then tweak key.
-    pub key: [u8; 32],
-    /// Tweak of every unit.
-    pub iv: [u8; 16],
-}
-
-impl std::fmt::Debug for CipherKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CipherKey(..)")
-    }
 }

@@ -1,0 +1,276 @@
+//! `rafs-image create`.
+//!
+//! Owns: its flags, how they combine, its report. Does not own: building.
+
+use super::json::{Report, Trace};
+use super::progress::Bar;
+use super::size;
+use crate::build::{self, BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind};
+use crate::options::{ChunkSize, ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
+use crate::prefetch::Patterns;
+use crate::progress::Progress;
+use anyhow::{Context as _, bail};
+use clap::builder::PossibleValue;
+use rafs::codec::{Compressor, Digester};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Make an image from a directory.
+///
+/// Writes a data blob and a bootstrap that refers to it. Nothing appears under its final name before it is
+/// complete. The same input gives the same bytes, whatever the number of threads.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  Build a v6 image into a directory, the blob named by its sha256:
+    rafs-image create --bootstrap image.boot --blob-dir blobs rootfs/
+  The same as v5, with lz4 and 64 KiB chunks:
+    rafs-image create -v 5 --compressor lz4_block --chunk-size 0x10000 -B image.boot -D blobs rootfs/
+  Let a guest find the shell's data first:
+    printf '/bin\\n/lib\\n' | rafs-image create --prefetch-policy fs -B image.boot -D blobs rootfs/")]
+pub(super) struct CreateArgs {
+    /// Directory to make the image from
+    source: PathBuf,
+
+    /// What SOURCE is
+    #[arg(
+        short = 't',
+        long = "type",
+        alias = "source-type",
+        value_name = "TYPE",
+        default_value = "dir-rafs"
+    )]
+    kind: SourceType,
+
+    /// File to write the bootstrap (metadata) to
+    #[arg(short = 'B', long, value_name = "FILE", required_unless_present = "blob_dir")]
+    bootstrap: Option<PathBuf>,
+
+    /// Existing directory to write the blob to, named by its id; without --bootstrap also the bootstrap, named by its sha256
+    #[arg(short = 'D', long, value_name = "DIR", conflicts_with = "blob")]
+    blob_dir: Option<PathBuf>,
+
+    /// File or FIFO to write the blob to
+    #[arg(short = 'b', long, value_name = "FILE")]
+    blob: Option<PathBuf>,
+
+    /// Name of the blob in the image, at most 64 bytes [default: sha256 of the blob]
+    #[arg(long, value_name = "ID")]
+    blob_id: Option<String>,
+
+    /// Bytes in a chunk: a power of two from 0x1000 to 0x1000000
+    #[arg(long, value_name = "SIZE", default_value = "0x100000", value_parser = size::parse)]
+    chunk_size: u64,
+
+    /// How chunks are stored
+    #[arg(long, value_name = "NAME", default_value = "zstd")]
+    compressor: CompressorArg,
+
+    /// How chunks are named and verified
+    #[arg(long, value_name = "NAME", default_value = "blake3")]
+    digester: DigesterArg,
+
+    /// RAFS version of the image
+    #[arg(short = 'v', long, value_name = "VERSION", default_value = "6")]
+    fs_version: VersionArg,
+
+    /// v5: start every chunk at a multiple of 4096 in the cache file (v6 always does)
+    #[arg(long)]
+    aligned_chunk: bool,
+
+    /// Store no owners, so that images of different users' copies of a tree are the same
+    #[arg(long)]
+    repeatable: bool,
+
+    /// Which entries mark deletions in lower layers; without a lower layer they are dropped
+    #[arg(long, value_name = "SPEC", default_value = "oci")]
+    whiteout_spec: WhiteoutArg,
+
+    /// What to do for the paths that standard input lists, one a line: `fs` records them, `blob` (v5) makes them a leading range of the blob; both store their data first
+    #[arg(long, value_name = "POLICY", default_value = "none")]
+    prefetch_policy: PrefetchArg,
+
+    /// Threads that read, digest and compress [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+
+    /// Write a report for programs to FILE
+    #[arg(short = 'J', long, value_name = "FILE")]
+    output_json: Option<PathBuf>,
+
+    /// Accepted for compatibility; a build is always checked
+    #[arg(long, hide = true)]
+    disable_check: bool,
+}
+
+/// Kinds of sources that are built, and names of those that are not.
+#[derive(Clone, Copy, Debug)]
+enum SourceType {
+    Directory,
+}
+
+impl clap::ValueEnum for SourceType {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Directory]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::Directory => Some(
+                PossibleValue::new("dir-rafs").alias("directory").help("a directory tree (also: directory)"),
+            ),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum CompressorArg {
+    None,
+    #[value(name = "lz4_block")]
+    Lz4Block,
+    Zstd,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum DigesterArg {
+    Blake3,
+    Sha256,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum VersionArg {
+    #[value(name = "5")]
+    V5,
+    #[value(name = "6")]
+    V6,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum WhiteoutArg {
+    Oci,
+    Overlayfs,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum PrefetchArg {
+    Fs,
+    Blob,
+    None,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &CreateArgs, bar: &Bar) -> anyhow::Result<()> {
+    let options = args.options()?;
+    let progress = Arc::new(Progress::default());
+    let shown = bar.show(&progress);
+    let report = build::create(&options, &progress).context("failed to build the image")?;
+    drop(shown);
+    if let Some(path) = &args.output_json {
+        write_json(&options, &report, path)?;
+    }
+    tracing::info!(
+        "successfully built RAFS filesystem: \nmeta blob path: {}\ndata blob size: {:#x}\ndata blobs: {:?}",
+        report.bootstrap.display(),
+        report.blob_size,
+        report.blobs,
+    );
+    Ok(())
+}
+
+impl CreateArgs {
+    fn options(&self) -> anyhow::Result<CreateOptions> {
+        // Before anything else: whoever feeds the list may wait for it to be taken.
+        let prefetch_policy = match self.prefetch_policy {
+            PrefetchArg::Fs => PrefetchPolicy::Fs,
+            PrefetchArg::Blob => PrefetchPolicy::Blob,
+            PrefetchArg::None => PrefetchPolicy::None,
+        };
+        let prefetch_patterns = match prefetch_policy {
+            PrefetchPolicy::None => Patterns::default(),
+            _ => Patterns::read(&mut std::io::stdin().lock())
+                .context("cannot read prefetch patterns from standard input")?,
+        };
+        let SourceType::Directory = self.kind;
+        let blob = match (&self.blob, &self.blob_dir) {
+            (Some(file), _) => BlobTarget::File(file.clone()),
+            (None, Some(dir)) => BlobTarget::Directory(dir.clone()),
+            (None, None) => bail!("both --blob and --blob-dir are missing: say where the data blob goes"),
+        };
+        let bootstrap = match (&self.bootstrap, &self.blob_dir) {
+            (Some(file), _) => BootstrapTarget::File(file.clone()),
+            (None, Some(dir)) => BootstrapTarget::Directory(dir.clone()),
+            (None, None) => bail!("both --bootstrap and --blob-dir are missing: say where the metadata goes"),
+        };
+        let mut image = ImageOptions {
+            version: match self.fs_version {
+                VersionArg::V5 => Version::V5,
+                VersionArg::V6 => Version::V6,
+            },
+            compressor: match self.compressor {
+                CompressorArg::None => Compressor::None,
+                CompressorArg::Lz4Block => Compressor::Lz4Block,
+                CompressorArg::Zstd => Compressor::Zstd,
+            },
+            digester: match self.digester {
+                DigesterArg::Blake3 => Digester::Blake3,
+                DigesterArg::Sha256 => Digester::Sha256,
+            },
+            chunk_size: ChunkSize::new(self.chunk_size)?,
+            aligned_chunk: self.aligned_chunk,
+            repeatable: self.repeatable,
+            whiteout_spec: match self.whiteout_spec {
+                WhiteoutArg::Oci => WhiteoutSpec::Oci,
+                WhiteoutArg::Overlayfs => WhiteoutSpec::Overlayfs,
+                WhiteoutArg::None => WhiteoutSpec::None,
+            },
+            prefetch_policy,
+            prefetch_patterns,
+            ..ImageOptions::default()
+        };
+        if let Some(threads) = self.threads {
+            image.threads = threads;
+        }
+        let blob_id = self.blob_id.clone().map(checked_id).transpose()?;
+        Ok(CreateOptions {
+            image,
+            source: SourceKind::Directory(self.source.clone()),
+            blob,
+            bootstrap,
+            blob_id,
+        })
+    }
+}
+
+/// Blob ids become file names: no separators, nothing that means another directory.
+fn checked_id(id: String) -> anyhow::Result<String> {
+    if id.is_empty() || id.len() > 64 || id.contains(['/', '\0']) || id == "." || id == ".." {
+        bail!("--blob-id {id:?}: an id has 1 to 64 bytes, no slash, and is not . or ..");
+    }
+    if id.starts_with("sha256:") {
+        bail!("--blob-id {id:?}: leave out the prefix sha256:");
+    }
+    Ok(id)
+}
+
+fn write_json(options: &CreateOptions, report: &CreateReport, path: &std::path::Path) -> anyhow::Result<()> {
+    let fs_version = match options.image.version {
+        Version::V5 => "5",
+        Version::V6 => "6",
+    };
+    let mut json = Report::new(&report.bootstrap, &report.blobs, fs_version, options.image.compressor.name());
+    let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    json.trace = Trace {
+        consumed_time: report.seconds.clone(),
+        registered_events: [
+            ("blob_uncompressed_size", report.blob_uncompressed_size.into()),
+            ("dedup_uncompressed_size", report.deduplicated_bytes.into()),
+            ("load_from_directory", report.entries.into()),
+            ("euid", ids.0.to_string().into()),
+            ("egid", ids.1.to_string().into()),
+        ]
+        .into(),
+    };
+    json.write(path)
+}

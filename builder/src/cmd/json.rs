@@ -1,0 +1,65 @@
+//! The `--output-json` file (clients read `blobs`, `version`, `fs_version` and `compressor`).
+//!
+//! Owns: its fields. Does not own: which commands write it.
+
+use super::version;
+use anyhow::Context as _;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The report of a command that makes or reads an image.
+#[derive(Debug, Serialize)]
+pub(super) struct Report<'a> {
+    /// Version and commit of this program.
+    version: String,
+    /// Path of the bootstrap; empty when it is inlined.
+    pub bootstrap: String,
+    /// Ids in the blob table, in table order.
+    pub blobs: &'a [String],
+    /// Always empty: external files have an image of their own.
+    external_bootstrap: &'static str,
+    external_blobs: [String; 0],
+    /// For people; no fixed set of keys.
+    pub trace: Trace<'a>,
+    /// `5` or `6`.
+    pub fs_version: &'static str,
+    /// Name of the superblock's compressor.
+    pub compressor: &'static str,
+}
+
+/// Times and counters.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Trace<'a> {
+    /// Seconds by step.
+    pub consumed_time: BTreeMap<&'a str, f64>,
+    /// Counters and strings.
+    pub registered_events: BTreeMap<&'a str, serde_json::Value>,
+}
+
+impl<'a> Report<'a> {
+    /// A report with empty trace.
+    pub(super) fn new(
+        bootstrap: &Path,
+        blobs: &'a [String],
+        fs_version: &'static str,
+        compressor: &'static str,
+    ) -> Self {
+        Self {
+            version: version::version_and_commit(),
+            bootstrap: bootstrap.to_string_lossy().into_owned(),
+            blobs,
+            external_bootstrap: "",
+            external_blobs: [],
+            trace: Trace::default(),
+            fs_version,
+            compressor,
+        }
+    }
+
+    /// Writes it to `path`, over several lines.
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(self).context("cannot encode the JSON report")?;
+        std::fs::write(path, text).with_context(|| format!("cannot write the JSON report {path:?}"))
+    }
+}

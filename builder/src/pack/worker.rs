@@ -1,0 +1,152 @@
+//! What one thread does with one task: read, digest, claim, compress.
+//!
+//! Owns: the thread's buffers and the result type. Does not own: locks and order.
+
+use super::append::PackSettings;
+use super::table::ChunkTable;
+use crate::source::{Input, Piece, ReadError, Task};
+use crate::tree::NodeId;
+use rafs::codec::{self, Compressor, Digest};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// One piece with all that the ordered stage needs.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Digest of the plain bytes.
+    pub digest: Digest,
+    /// CRC-32C of the plain bytes.
+    pub crc32c: u32,
+    /// Plain bytes.
+    pub len: u32,
+    /// Which piece of its file it is.
+    pub position: u32,
+    /// Where its stored form is in [`Done::stored`]; `None` when an earlier piece has the same digest.
+    pub stored: Option<Range<usize>>,
+    /// Whether the stored form is a compressed one.
+    pub compressed: bool,
+}
+
+/// A finished task.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    /// Its pieces.
+    pub pieces: Vec<Finished>,
+    /// Stored forms of those that were made, one after the other.
+    pub stored: Vec<u8>,
+    /// Whether they belong to prefetched files.
+    pub prefetch: bool,
+}
+
+/// What went wrong at which file.
+#[derive(Debug)]
+pub(crate) enum WorkError {
+    /// Reading.
+    Read(NodeId, ReadError),
+    /// Compressing.
+    Compress(NodeId, codec::CodecError),
+}
+
+/// A thread's buffers.
+#[derive(Debug, Default)]
+pub(crate) struct Worker {
+    plain: Vec<u8>,
+    compressed: Vec<u8>,
+    /// Digest and CRC of so many zeros, computed last.
+    zeros: Option<(u32, Digest, u32)>,
+}
+
+impl Worker {
+    /// Works on `task`, which has number `number`, and fills `done`.
+    pub(crate) fn work(
+        &mut self,
+        number: u64,
+        task: &Task,
+        settings: &PackSettings,
+        table: &Mutex<ChunkTable>,
+        done: &mut Done,
+    ) -> Result<(), WorkError> {
+        done.pieces.clear();
+        done.prefetch = task.prefetch;
+        if self.plain.len() < task.bytes() {
+            self.plain.resize(task.bytes(), 0);
+        }
+        let mut used = 0;
+        for piece in &task.pieces {
+            let (digest, crc32c, end) = match piece.input {
+                Input::Zeros => {
+                    let (digest, crc32c) = self.zeros(piece.len, settings);
+                    (digest, crc32c, used)
+                }
+                _ => {
+                    let end = used + piece.len as usize;
+                    let plain = &mut self.plain[used..end];
+                    piece.read(plain).map_err(|e| WorkError::Read(piece.node, e))?;
+                    (codec::digest(settings.digester, plain), codec::crc32c(plain), end)
+                }
+            };
+            let stored = Some(used..end);
+            let (len, position) = (piece.len, piece.position);
+            done.pieces.push(Finished { digest, crc32c, len, position, stored, compressed: false });
+            used = end;
+        }
+        {
+            let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
+            for piece in &mut done.pieces {
+                if !table.claim(&piece.digest, piece.len, number) {
+                    piece.stored = None;
+                }
+            }
+        }
+        self.compress(&task.pieces, settings, done)
+    }
+
+    fn zeros(&mut self, len: u32, settings: &PackSettings) -> (Digest, u32) {
+        match self.zeros {
+            Some((known, digest, crc32c)) if known == len => (digest, crc32c),
+            _ => {
+                let zeros = vec![0; len as usize];
+                let made = (codec::digest(settings.digester, &zeros), codec::crc32c(&zeros));
+                self.zeros = Some((len, made.0, made.1));
+                made
+            }
+        }
+    }
+
+    /// Turns the plain ranges of claimed pieces into stored ones.
+    fn compress(
+        &mut self,
+        pieces: &[Piece],
+        settings: &PackSettings,
+        done: &mut Done,
+    ) -> Result<(), WorkError> {
+        let holes = pieces.iter().any(|p| matches!(p.input, Input::Zeros));
+        if settings.compressor == Compressor::None && !holes {
+            std::mem::swap(&mut self.plain, &mut done.stored);
+            return Ok(());
+        }
+        done.stored.clear();
+        for (piece, finished) in pieces.iter().zip(&mut done.pieces) {
+            let Some(range) = finished.stored.take() else { continue };
+            let zeros;
+            let plain = if matches!(piece.input, Input::Zeros) {
+                zeros = vec![0; piece.len as usize];
+                &zeros
+            } else {
+                &self.plain[range]
+            };
+            let start = done.stored.len();
+            finished.compressed = codec::compress(settings.compressor, plain, &mut self.compressed)
+                .map_err(|e| WorkError::Compress(piece.node, e))?;
+            if !finished.compressed {
+                done.stored.extend_from_slice(plain);
+            } else if start == 0 && pieces.len() == 1 {
+                std::mem::swap(&mut self.compressed, &mut done.stored);
+            } else {
+                done.stored.extend_from_slice(&self.compressed);
+            }
+            finished.stored = Some(start..done.stored.len());
+        }
+        Ok(())
+    }
+}
