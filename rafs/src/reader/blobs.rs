@@ -242,16 +242,17 @@ impl Access {
         }
     }
 
-    /// A ready chunk could not be read from the file: it is not ready any more. False for files that are not ours,
-    /// where nothing better can be had.
+    /// A ready chunk could not be read from the file. True: it is not ready any more, and can be fetched. False for files
+    /// that are not ours, where nothing better can be had.
     pub fn unready(&self, number: u32) -> bool {
         match &self.kind {
             Kind::Cache(cache) => {
+                cache.reject_all();
                 cache.reject(number);
                 true
             }
             Kind::Raw { ready, .. } => {
-                ready.clear(number);
+                ready.clear_all();
                 true
             }
             Kind::Tar { .. } | Kind::Memory => false,
