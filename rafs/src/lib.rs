@@ -14,7 +14,11 @@
 //! What does not: anything about FUSE, virtio, HTTP APIs or command lines. A module never names one that
 //! stands below it in this list.
 
+pub mod blob;
+pub mod cache;
 pub mod codec;
 pub mod ids;
 pub mod image;
 pub mod layout;
+pub mod reader;
+pub mod store;

@@ -77,7 +77,7 @@ pub(super) fn inflate(
 /// Decodes the one member at the start of `stored` into exactly `plain`; its checksum must match.
 pub(super) fn gunzip(stored: &[u8], plain: &mut [u8]) -> Result<(), CodecError> {
     let damaged = |reason| CodecError::Damaged { compressor: Compressor::Gzip, stored: stored.len(), reason };
-    let body = header_len(stored).and_then(|at| stored.get(at..)).ok_or(damaged("no gzip header"))?;
+    let body = header_len(stored).and_then(|at| stored.get(at..)).ok_or_else(|| damaged("no gzip header"))?;
     let expected = plain.len();
     let wrong = |actual| CodecError::WrongSize { compressor: Compressor::Gzip, expected, actual };
     with_inflater(|inflater| {
@@ -119,7 +119,7 @@ pub(super) fn gunzip(stored: &[u8], plain: &mut [u8]) -> Result<(), CodecError> 
 /// No gzip member, a damaged one, or one that ends before `plain` is full.
 pub fn gunzip_prefix(stored: &[u8], plain: &mut [u8]) -> Result<(), CodecError> {
     let damaged = |reason| CodecError::Damaged { compressor: Compressor::Gzip, stored: stored.len(), reason };
-    let body = header_len(stored).and_then(|at| stored.get(at..)).ok_or(damaged("no gzip header"))?;
+    let body = header_len(stored).and_then(|at| stored.get(at..)).ok_or_else(|| damaged("no gzip header"))?;
     let step = with_inflater(|inflater| inflate(inflater, body, plain))?;
     if step.produced == plain.len() {
         return Ok(());

@@ -58,7 +58,7 @@ pub fn inflate_zran(start: ZranStart<'_>, stored: &[u8], plain: &mut [u8]) -> Re
                 let member = input.get(TRAILER..).unwrap_or_default();
                 input = header_len(member)
                     .and_then(|at| member.get(at..))
-                    .ok_or(damaged("no gzip member follows where one is needed"))?;
+                    .ok_or_else(|| damaged("no gzip member follows where one is needed"))?;
                 inflater.reset(false);
             } else if step.consumed == 0 && step.produced == 0 {
                 return Err(CodecError::WrongSize { compressor: Compressor::Gzip, expected, actual: filled });
@@ -97,7 +97,7 @@ struct BitWriter {
 impl BitWriter {
     fn put(&mut self, value: u32, count: usize) {
         for k in 0..count {
-            if self.len % 8 == 0 {
+            if self.len.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             if let Some(last) = self.bytes.last_mut()

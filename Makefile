@@ -1,0 +1,84 @@
+# Everything a person or a CI machine runs. `make help` lists it.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+FUZZ_TARGETS := bootstrap_v5 bootstrap_v6 blob_meta fuse_request
+FUZZ_SECONDS ?= 30
+DEMO_DIR ?=
+PEER_DIR := target/peer
+
+# Packages of Debian 12 and newer: a C compiler for zstd and libdeflate, QEMU for guests, and the unpackers of
+# kernel packages.
+PACKAGES := gcc libc6-dev ca-certificates qemu-system-x86 kmod xz-utils zstd lz4
+
+.PHONY: help
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: deps
+deps: ## Install the Debian packages that building and testing need, if any is missing
+	@missing=; for p in $(PACKAGES); do \
+	  dpkg-query -W -f '$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || missing="$$missing $$p"; \
+	done; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing$$missing"; \
+	  $$sudo apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get -qq -y --no-install-recommends install $$missing >/dev/null; \
+	elif [ ! -s .guest/release ]; then \
+	  $$sudo apt-get -qq update; \
+	fi
+
+.PHONY: build
+build: ## Build rafsd and rafs-image for use: target/release
+	$(CARGO) build --release -p rafsd -p rafs-builder
+
+.PHONY: demo
+demo: deps ## Pack a directory (DEMO_DIR=...), serve it, boot a Linux guest that reads it
+	$(CARGO) build -q -p rafsd -p rafs-builder
+	$(CARGO) run -q -p guest-tests --bin demo -- $(DEMO_DIR)
+
+.PHONY: lint
+lint: ## Formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+.PHONY: unit
+unit: deps ## All tests of the workspace, those with real guests included
+	$(CARGO) test --workspace --no-fail-fast
+
+.PHONY: fuzz
+fuzz: deps ## Each fuzz target for FUZZ_SECONDS
+	FUZZ_SECONDS=$(FUZZ_SECONDS) .ci/fuzz $(FUZZ_TARGETS)
+
+.PHONY: test
+test: deps ## All checks: lint, tests, a short run of each fuzz target
+	@status=0; for step in lint unit fuzz; do \
+	  echo "== $$step"; $(MAKE) --no-print-directory $$step || status=1; \
+	done; exit $$status
+
+.PHONY: bench
+bench: ## Compare with virtiofsd, end to end through virtqueues (make bench-peer first)
+	$(CARGO) build --release -q -p rafsd -p rafs-builder -p guest-tests
+	target/release/bench-virtio
+
+.PHONY: bench-peer
+bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
+	@missing=; for p in libcap-ng-dev libseccomp-dev; do \
+	  dpkg-query -W -f '$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || missing="$$missing $$p"; \
+	done; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	if [ -n "$$missing" ]; then \
+	  $$sudo apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get -qq -y --no-install-recommends install $$missing >/dev/null; \
+	fi
+	[ -x $(PEER_DIR)/bin/virtiofsd ] || CARGO_TARGET_DIR=$(PEER_DIR)/build \
+	  $(CARGO) install virtiofsd --version 1.14.0 --locked --root $(PEER_DIR)
+
+.PHONY: clean
+clean: ## Remove all build output and the cached guest
+	$(CARGO) clean
+	rm -rf .guest fuzz/target

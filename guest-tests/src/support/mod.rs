@@ -1,0 +1,7 @@
+//! What tests need around the program under test: processes, built binaries and the daemons to talk to.
+
+pub mod binaries;
+pub mod daemon;
+pub mod image;
+pub mod process;
+pub mod random;

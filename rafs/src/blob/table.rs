@@ -1,0 +1,482 @@
+//! The chunk info table of one v6 blob, versions 1 and 2, with batch and zran contexts (blob.md section 8).
+
+use super::{BlobError, Unit, UnitId, data_size, is_legacy_stargz, unit};
+use crate::codec::Cipher;
+use crate::ids::ChunkIndex;
+use crate::image::BlobInfo;
+use crate::layout::blob::{BatchContext, BlobFeatures, ChunkInfoHeader, ChunkInfoV1, ChunkInfoV2};
+use crate::layout::blob::{ChunkInfoV2Flags, ZRAN_DICT_MAX, ZranContext};
+use crate::layout::chunk::{ChunkFlags, ChunkRecord};
+use crate::layout::{CHUNK_SIZE_MAX, v6};
+use zerocopy::FromBytes;
+
+/// Bytes of one batch or zran context.
+const CONTEXT_SIZE: usize = 40;
+
+/// Where a chunk's stored bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the chunk's own compressed offset, raw.
+    Raw,
+    /// At the chunk's own compressed offset, compressed.
+    Compressed,
+    /// Inside a batch.
+    Batch {
+        /// Batch context.
+        context: u32,
+        /// First byte in the plain batch.
+        offset: u32,
+    },
+    /// Inside the output of a zran context.
+    Zran {
+        /// Zran context.
+        context: u32,
+        /// First byte in the context's output.
+        offset: u32,
+    },
+}
+
+/// One chunk of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkEntry {
+    /// Start in the blob's uncompressed address space, bytes.
+    pub uncompressed_offset: u64,
+    /// Plain bytes, 1 ..= 16 MiB.
+    pub uncompressed_size: u32,
+    /// Start in the blob file, bytes.
+    pub compressed_offset: u64,
+    /// Stored bytes; 0 for members of a batch.
+    pub compressed_size: u32,
+    /// How to get at it.
+    pub place: Place,
+    /// Stored encrypted.
+    pub encrypted: bool,
+    /// CRC-32C of the plain bytes, when the table has it.
+    pub crc32c: Option<u32>,
+}
+
+/// A checked chunk info table.
+#[derive(Debug)]
+pub struct ChunkTable {
+    pub(super) blob: String,
+    pub(super) cipher: Option<Cipher>,
+    pub(super) legacy_stargz: bool,
+    entries: Entries,
+    /// Plain table behind the entries: contexts, then dictionaries.
+    contexts: Vec<u8>,
+    context_count: u32,
+    members: Members,
+    /// Contexts are batches; otherwise zran contexts.
+    batch: bool,
+}
+
+/// Entries stay in their packed form, which is half the size of the unpacked one.
+#[derive(Debug)]
+enum Entries {
+    V1(Vec<ChunkInfoV1>),
+    V2(Vec<ChunkInfoV2>),
+    Unpacked(Vec<ChunkEntry>),
+}
+
+/// Chunks by context: those of context `c` are `chunks[starts[c] .. starts[c + 1]]`.
+#[derive(Debug, Default)]
+struct Members {
+    starts: Vec<u32>,
+    chunks: Vec<u32>,
+}
+
+impl ChunkTable {
+    /// Checks the plain table `bytes` of the blob `info`, whose `header` has been checked against the image.
+    ///
+    /// # Errors
+    /// The first contradiction found.
+    pub(super) fn parse(
+        info: &BlobInfo,
+        mut bytes: Vec<u8>,
+        header: &ChunkInfoHeader,
+    ) -> Result<Self, BlobError> {
+        let corrupt = |why: String| BlobError::Corrupt { blob: info.id.clone(), what: "chunk info", why };
+        let count = header.chunk_count.get();
+        let v2 = info.features.contains(BlobFeatures::CHUNK_INFO_V2);
+        let entry_size = if v2 { size_of::<ChunkInfoV2>() } else { size_of::<ChunkInfoV1>() };
+        let entries_len = usize::try_from(count)
+            .ok()
+            .and_then(|n| n.checked_mul(entry_size))
+            .filter(|&n| n <= bytes.len() && count <= v6::CHUNKS_MAX)
+            .ok_or_else(|| corrupt(format!("{} bytes are too few for {count} chunks", bytes.len())))?;
+        let contexts = bytes.split_off(entries_len);
+        let has_contexts = info.features.intersects(BlobFeatures::ZRAN | BlobFeatures::BATCH);
+        let context_count = if has_contexts { header.context_count.get() } else { 0 };
+        let contexts_len = usize::try_from(context_count).ok().and_then(|n| n.checked_mul(CONTEXT_SIZE));
+        if context_count > count || contexts_len.is_none_or(|n| n > contexts.len()) {
+            return Err(corrupt(format!(
+                "{context_count} contexts for {count} chunks in {}",
+                contexts.len()
+            )));
+        }
+        if has_contexts && usize::try_from(header.context_offset.get()) != Ok(entries_len) {
+            return Err(corrupt(format!("contexts at {:#x}", header.context_offset.get())));
+        }
+        if info.features.contains(BlobFeatures::ENCRYPTED) && info.cipher.is_none() {
+            return Err(corrupt("encrypted, but the image has no key".into()));
+        }
+        let read_failed = |_| corrupt("entries cannot be read".into());
+        let entries = if v2 {
+            Entries::V2(read_all(&bytes).map_err(read_failed)?)
+        } else {
+            Entries::V1(read_all(&bytes).map_err(read_failed)?)
+        };
+        drop(bytes);
+        let mut table = Self {
+            blob: info.id.clone(),
+            cipher: info.cipher.as_ref().map(Cipher::new),
+            legacy_stargz: is_legacy_stargz(info),
+            entries,
+            contexts,
+            context_count,
+            members: Members::default(),
+            batch: info.features.contains(BlobFeatures::BATCH),
+        };
+        table.check_entries(info).map_err(corrupt)?;
+        table.members = table.collect_members().map_err(corrupt)?;
+        Ok(table)
+    }
+
+    /// Rebuilds the table of a legacy eStargz blob from the image's chunk table: such blobs have no chunk info of
+    /// their own (build-rules.md section 10).
+    ///
+    /// # Errors
+    /// The records leave gaps, or contradict each other or the blob table.
+    pub fn from_records(info: &BlobInfo, records: &[ChunkRecord]) -> Result<Self, BlobError> {
+        let corrupt = |why: String| BlobError::Corrupt { blob: info.id.clone(), what: "chunk table", why };
+        let mut own: Vec<&ChunkRecord> =
+            records.iter().filter(|r| r.blob_index.get() == info.index.0).collect();
+        own.sort_by_key(|r| r.index.get());
+        let mut entries = Vec::with_capacity(own.len());
+        for (position, record) in own.iter().enumerate() {
+            if usize::try_from(record.index.get()) != Ok(position) {
+                return Err(corrupt(format!("no record for chunk {position}")));
+            }
+            entries.push(entry_of_record(record));
+        }
+        let table = Self {
+            blob: info.id.clone(),
+            cipher: None,
+            legacy_stargz: is_legacy_stargz(info),
+            entries: Entries::Unpacked(entries),
+            contexts: Vec::new(),
+            context_count: 0,
+            members: Members::default(),
+            batch: info.features.contains(BlobFeatures::BATCH),
+        };
+        table.check_entries(info).map_err(corrupt)?;
+        Ok(table)
+    }
+
+    /// Number of chunks.
+    #[must_use]
+    pub fn chunk_count(&self) -> u32 {
+        let n = match &self.entries {
+            Entries::V1(e) => e.len(),
+            Entries::V2(e) => e.len(),
+            Entries::Unpacked(e) => e.len(),
+        };
+        u32::try_from(n).unwrap_or(u32::MAX)
+    }
+
+    /// One chunk.
+    ///
+    /// # Errors
+    /// There is no chunk of this index.
+    pub fn chunk(&self, index: ChunkIndex) -> Result<ChunkEntry, BlobError> {
+        self.get(index.as_usize()).ok_or_else(|| BlobError::NoSuchChunk {
+            blob: self.blob.clone(),
+            chunk: index.0,
+            count: self.chunk_count(),
+        })
+    }
+
+    fn get(&self, i: usize) -> Option<ChunkEntry> {
+        match &self.entries {
+            Entries::V1(e) => e.get(i).map(unpack_v1),
+            Entries::V2(e) => e.get(i).map(unpack_v2),
+            Entries::Unpacked(e) => e.get(i).copied(),
+        }
+    }
+
+    /// The unit that holds a chunk.
+    ///
+    /// # Errors
+    /// There is no chunk of this index.
+    pub fn unit_of(&self, index: ChunkIndex) -> Result<Unit, BlobError> {
+        let entry = self.chunk(index)?;
+        match entry.place {
+            Place::Raw | Place::Compressed => Ok(Unit::of_chunk(
+                index,
+                &entry,
+                self.legacy_stargz,
+                self.cipher.is_some() && entry.encrypted,
+            )),
+            Place::Batch { context, .. } => {
+                let sizes = self.batch_context(context).unwrap_or((0, 0));
+                Ok(Unit::of_batch(context, index, &entry, sizes, self.cipher.is_some() && entry.encrypted))
+            }
+            Place::Zran { context, .. } => {
+                let corrupt = || BlobError::Corrupt {
+                    blob: self.blob.clone(),
+                    what: "chunk info",
+                    why: format!("no zran context {context}"),
+                };
+                Ok(Unit::of_zran(context, index, &self.zran_context(context).ok_or_else(corrupt)?))
+            }
+        }
+    }
+
+    /// The chunks a unit holds, in order.
+    pub fn members(&self, id: UnitId) -> impl Iterator<Item = ChunkIndex> + '_ {
+        let single = match id {
+            UnitId::Chunk(index) => Some(index),
+            UnitId::Batch(_) | UnitId::Zran(_) => None,
+        };
+        let many = match id {
+            UnitId::Chunk(_) => &[][..],
+            UnitId::Batch(context) | UnitId::Zran(context) => self.members.of(context),
+        };
+        single.into_iter().chain(many.iter().map(|&i| ChunkIndex(i)))
+    }
+
+    /// Stored and plain bytes of a batch.
+    pub(super) fn batch_context(&self, context: u32) -> Option<(u32, u32)> {
+        let context = BatchContext::read_from_bytes(self.context_bytes(context)?).ok()?;
+        Some((context.compressed_size.get(), context.uncompressed_size.get()))
+    }
+
+    pub(super) fn zran_context(&self, context: u32) -> Option<ZranContext> {
+        ZranContext::read_from_bytes(self.context_bytes(context)?).ok()
+    }
+
+    fn context_bytes(&self, context: u32) -> Option<&[u8]> {
+        let context = usize::try_from(context).ok().filter(|_| context < self.context_count)?;
+        let start = context.checked_mul(CONTEXT_SIZE)?;
+        self.contexts.get(start..start.checked_add(CONTEXT_SIZE)?)
+    }
+
+    /// The dictionary of a zran context.
+    pub(super) fn dictionary(&self, context: &ZranContext) -> Option<&[u8]> {
+        let area = usize::try_from(self.context_count).ok()?.checked_mul(CONTEXT_SIZE)?;
+        let start = usize::try_from(context.dict_offset.get()).ok()?.checked_add(area)?;
+        let len = usize::try_from(context.dict_size.get()).ok()?;
+        self.contexts.get(start..start.checked_add(len)?)
+    }
+
+    /// Every rule of blob.md section 8 that one entry and its predecessor can break.
+    fn check_entries(&self, info: &BlobInfo) -> Result<(), String> {
+        // A generated chunk dictionary describes blobs it does not know (blob.md section 3).
+        let loose = info.features.contains(BlobFeatures::IS_CHUNKDICT_GENERATED);
+        let compressed_end = if loose { u64::MAX } else { data_size(info) };
+        let uncompressed_end = if loose { u64::MAX } else { info.uncompressed_size };
+        let is_zran = info.features.contains(BlobFeatures::ZRAN) && !self.batch;
+        let mut next_free = 0;
+        for i in 0..self.chunk_count() {
+            let Some(entry) = self.get(i as usize) else { break };
+            let fail = |why: &str| Err(format!("chunk {i}: {why}: {entry:?}"));
+            let end = entry.uncompressed_offset.checked_add(entry.uncompressed_size.into());
+            let Some(end) = end.filter(|&e| e <= uncompressed_end) else {
+                return fail("ends behind the blob");
+            };
+            if entry.uncompressed_offset < next_free || entry.uncompressed_size > CHUNK_SIZE_MAX {
+                return fail("overlaps its predecessor, or is too large");
+            }
+            next_free = super::align(end).unwrap_or(u64::MAX);
+            if entry.encrypted && self.cipher.is_none() {
+                return fail("is encrypted and there is no key");
+            }
+            if entry.crc32c == Some(0) {
+                return fail("has a checksum that is 0");
+            }
+            let stored = match entry.place {
+                Place::Raw | Place::Compressed => {
+                    let limit = unit::stored_size_max(entry.uncompressed_size);
+                    if entry.compressed_size == 0 || entry.compressed_size > limit {
+                        return fail("has an impossible compressed size");
+                    }
+                    if entry.place == Place::Raw
+                        && entry.compressed_size != entry.uncompressed_size
+                        && !(entry.encrypted && entry.uncompressed_size < 16)
+                    {
+                        return fail("is raw but its sizes differ");
+                    }
+                    entry.compressed_size
+                }
+                Place::Batch { context, offset } => {
+                    let Some((stored, plain)) = self.batch_context(context).filter(|_| self.batch) else {
+                        return fail("names no batch");
+                    };
+                    let fits = offset.checked_add(entry.uncompressed_size).is_some_and(|e| e <= plain);
+                    if !fits || stored == 0 || plain > super::UNIT_SIZE_MAX {
+                        return fail("does not fit into its batch");
+                    }
+                    if stored > unit::stored_size_max(plain) {
+                        return fail("is in a batch of impossible size");
+                    }
+                    stored
+                }
+                Place::Zran { context, offset } => {
+                    let Some(zran) = self.zran_context(context).filter(|_| is_zran) else {
+                        return fail("names no zran context");
+                    };
+                    let (stored, plain) = (zran.in_size.get(), zran.out_size.get());
+                    let fits = offset.checked_add(entry.uncompressed_size).is_some_and(|e| e <= plain);
+                    let possible = stored > 0
+                        && stored <= super::UNIT_SIZE_MAX
+                        && plain <= super::UNIT_SIZE_MAX
+                        && u64::from(plain) <= unit::inflated_size_max(stored);
+                    if !fits || !possible {
+                        return fail("does not fit into its zran context");
+                    }
+                    if zran.dict_size.get() > ZRAN_DICT_MAX || self.dictionary(&zran).is_none() {
+                        return fail("has a context without dictionary");
+                    }
+                    let end = zran.in_offset.get().checked_add(stored.into());
+                    if end.is_none_or(|e| e > compressed_end) {
+                        return fail("has a context that ends behind the data");
+                    }
+                    continue;
+                }
+            };
+            let end = entry.compressed_offset.checked_add(stored.into());
+            if end.is_none_or(|e| e > compressed_end) {
+                return fail("is stored behind the data");
+            }
+        }
+        Ok(())
+    }
+
+    /// Sorts the chunks of batches and zran contexts by context.
+    fn collect_members(&self) -> Result<Members, String> {
+        let contexts = usize::try_from(self.context_count).map_err(|e| e.to_string())?;
+        if contexts == 0 {
+            return Ok(Members::default());
+        }
+        let mut starts = vec![0u32; contexts.saturating_add(1)];
+        let mut plain = vec![0u64; contexts];
+        let in_context = |i: u32| match self.get(i as usize)?.place {
+            Place::Raw | Place::Compressed => None,
+            Place::Batch { context, .. } | Place::Zran { context, .. } => usize::try_from(context).ok(),
+        };
+        for i in 0..self.chunk_count() {
+            let Some(context) = in_context(i) else { continue };
+            if let Some(n) = starts.get_mut(context.saturating_add(1)) {
+                *n += 1;
+            }
+            if let (Some(sum), Some(entry)) = (plain.get_mut(context), self.get(i as usize)) {
+                *sum += u64::from(entry.uncompressed_size);
+            }
+        }
+        for (context, &sum) in (0u32..).zip(&plain) {
+            // Without this bound one small context could make us hash for hours.
+            let room = if self.batch {
+                self.batch_context(context).map_or(0, |(_, plain)| plain)
+            } else {
+                self.zran_context(context).map_or(0, |zran| zran.out_size.get())
+            };
+            if sum > u64::from(room) {
+                return Err(format!("chunks of context {context} overlap: {sum} bytes in {room}"));
+            }
+        }
+        let mut total = 0u32;
+        for start in &mut starts {
+            total += *start;
+            *start = total;
+        }
+        let mut next = starts.clone();
+        let mut chunks = vec![0u32; usize::try_from(total).map_err(|e| e.to_string())?];
+        for i in 0..self.chunk_count() {
+            let Some(slot) = in_context(i).and_then(|c| next.get_mut(c)) else { continue };
+            if let Some(place) = usize::try_from(*slot).ok().and_then(|s| chunks.get_mut(s)) {
+                *place = i;
+            }
+            *slot += 1;
+        }
+        Ok(Members { starts, chunks })
+    }
+}
+
+impl Members {
+    fn of(&self, context: u32) -> &[u32] {
+        let range = || {
+            let context = usize::try_from(context).ok()?;
+            let start = usize::try_from(*self.starts.get(context)?).ok()?;
+            let end = usize::try_from(*self.starts.get(context.checked_add(1)?)?).ok()?;
+            self.chunks.get(start..end)
+        };
+        range().unwrap_or_default()
+    }
+}
+
+/// All of `bytes` as entries.
+fn read_all<T: FromBytes + zerocopy::Immutable + Copy + zerocopy::Unaligned>(
+    bytes: &[u8],
+) -> Result<Vec<T>, ()> {
+    <[T]>::ref_from_bytes(bytes).map(<[T]>::to_vec).map_err(|_| ())
+}
+
+/// The low `bits` bits of `word >> shift`; `bits` at most 32.
+fn field(word: u64, shift: u32, bits: u32) -> u32 {
+    u32::try_from((word >> shift) & ((1 << bits) - 1)).unwrap_or(u32::MAX)
+}
+
+fn unpack_v1(packed: &ChunkInfoV1) -> ChunkEntry {
+    let (uncompressed, compressed) = (packed.uncompressed.get(), packed.compressed.get());
+    let uncompressed_size = (field(uncompressed, 44, 20) | field(uncompressed, 8, 4) << 20) + 1;
+    let compressed_size = (field(compressed, 44, 20) | field(compressed, 40, 4) << 20) + 1;
+    ChunkEntry {
+        uncompressed_offset: uncompressed & 0xfff_ffff_f000,
+        uncompressed_size,
+        compressed_offset: compressed & 0xff_ffff_ffff,
+        compressed_size,
+        place: if uncompressed_size == compressed_size { Place::Raw } else { Place::Compressed },
+        encrypted: false,
+        crc32c: None,
+    }
+}
+
+fn unpack_v2(packed: &ChunkInfoV2) -> ChunkEntry {
+    let (uncompressed, compressed, data) =
+        (packed.uncompressed.get(), packed.compressed.get(), packed.data.get());
+    let flags = ChunkInfoV2Flags::from_bits_retain(packed.uncompressed.to_bytes()[7]);
+    let (context, offset) = (field(data, 32, 32), field(data, 0, 32));
+    let place = if flags.contains(ChunkInfoV2Flags::BATCH) {
+        Place::Batch { context, offset }
+    } else if flags.contains(ChunkInfoV2Flags::ZRAN) {
+        Place::Zran { context, offset }
+    } else if flags.contains(ChunkInfoV2Flags::COMPRESSED) {
+        Place::Compressed
+    } else {
+        Place::Raw
+    };
+    let own_place = matches!(place, Place::Raw | Place::Compressed);
+    ChunkEntry {
+        uncompressed_offset: u64::from(field(uncompressed, 0, 32)) << 12,
+        uncompressed_size: field(uncompressed, 32, 24) + 1,
+        compressed_offset: compressed & 0xff_ffff_ffff,
+        compressed_size: field(compressed, 40, 24),
+        place,
+        encrypted: flags.contains(ChunkInfoV2Flags::ENCRYPTED),
+        crc32c: (own_place && flags.contains(ChunkInfoV2Flags::HAS_CRC32)).then_some(offset),
+    }
+}
+
+/// An 80-byte chunk record as a table entry; only for records whose compressed side is meaningful.
+pub(super) fn entry_of_record(record: &ChunkRecord) -> ChunkEntry {
+    let flags = ChunkFlags::from_bits_retain(record.flags.get());
+    ChunkEntry {
+        uncompressed_offset: record.uncompressed_offset.get(),
+        uncompressed_size: record.uncompressed_size.get(),
+        compressed_offset: record.compressed_offset.get(),
+        compressed_size: record.compressed_size.get(),
+        place: if flags.contains(ChunkFlags::COMPRESSED) { Place::Compressed } else { Place::Raw },
+        encrypted: flags.contains(ChunkFlags::ENCRYPTED),
+        crc32c: flags.contains(ChunkFlags::HAS_CRC32).then_some(record.crc32c.get()),
+    }
+}

@@ -1,0 +1,356 @@
+//! The cached chunks of one blob: data file, map, and what of it has been verified.
+
+use super::{AtomicBitmap, CacheDir, CacheError, ChunkMap, MapOrigin};
+use crate::store::is_safe_object_name;
+use rustix::fs::SeekFrom;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long nothing is written after a failure such as a full disk.
+const WRITE_PAUSE: Duration = Duration::from_secs(30);
+/// The reference's map file: header, then one bit a chunk (blob.md section 13).
+const REFERENCE_HEADER: usize = 4096;
+const REFERENCE_MAGICS: [(usize, u32); 3] = [(0, 0x424d_4150), (4, 1), (8, 0x434d_4150)];
+const REFERENCE_ALL_READY: u32 = 0x4d4d_4150;
+
+/// A verified chunk to be kept.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedChunk<'a> {
+    /// Its index in the blob.
+    pub chunk: u32,
+    /// Where it belongs in the uncompressed address space.
+    pub uncompressed_offset: u64,
+    /// Its plain bytes.
+    pub plain: &'a [u8],
+}
+
+/// Cache of one blob. A chunk may be read from [`file`](Self::file) at its uncompressed offset once it is
+/// [`ready`](Self::is_ready).
+#[derive(Debug)]
+pub struct BlobCache {
+    data: File,
+    path: String,
+    len: u64,
+    map: Option<ChunkMap>,
+    ready: AtomicBitmap,
+    /// Found damaged in the file by this process: not to be looked at again until kept anew.
+    bad: AtomicBitmap,
+    writable: bool,
+    /// There was data before there was a map: any chunk may be there.
+    unmapped_data: bool,
+    /// Somebody says it is complete, so that holes are data, too.
+    complete: bool,
+    dirty: AtomicBool,
+    written: AtomicU64,
+    paused_until: Mutex<Option<Instant>>,
+}
+
+impl BlobCache {
+    /// Opens or makes the cache files of a blob that has `chunk_count` chunks in `len` bytes of uncompressed
+    /// address space.
+    ///
+    /// # Errors
+    /// No data file can be had: the caller serves without one.
+    pub fn open(dir: &CacheDir, blob_id: &str, len: u64, chunk_count: u32) -> Result<Self, CacheError> {
+        if !is_safe_object_name(blob_id) {
+            return Err(CacheError::BadName(blob_id.into()));
+        }
+        let name = format!("{blob_id}.blob.data");
+        let (data, writable) = dir.open_file(&name, true)?;
+        let path = dir.path_of(&name);
+        let file_error = |action| {
+            let path = path.clone();
+            move |source| CacheError::File { path, action, source }
+        };
+        let found_len = data.metadata().map_err(file_error("examine it"))?.len();
+        if found_len < len && writable {
+            data.set_len(len).map_err(file_error("set its length"))?;
+        }
+        let map = match ChunkMap::open(dir, blob_id, chunk_count) {
+            Ok(found) => Some(found),
+            Err(error) => {
+                // Without a map nothing survives this process, but the data file still serves it.
+                tracing::warn!(%error, "chunk map not used: cached chunks will not survive a restart");
+                None
+            }
+        };
+        let fresh = map.as_ref().is_none_or(|(_, origin)| *origin == MapOrigin::New);
+        let mut unmapped_data = fresh && found_len > 0;
+        if let Some((map, MapOrigin::New)) = &map
+            && let Some(bits) = reference_bits(dir, blob_id, chunk_count)
+        {
+            map.seed(&bits)?;
+            unmapped_data = false;
+        }
+        Ok(Self {
+            data,
+            path,
+            len,
+            map: map.map(|(map, _)| map),
+            ready: AtomicBitmap::new(chunk_count),
+            bad: AtomicBitmap::new(chunk_count),
+            writable,
+            unmapped_data,
+            complete: false,
+            dirty: AtomicBool::new(false),
+            written: AtomicU64::new(0),
+            paused_until: Mutex::new(None),
+        })
+    }
+
+    /// A complete data file that somebody else made; each chunk still has to be verified. Nothing is written to it.
+    #[must_use]
+    pub fn of_complete_file(data: File, path: String, len: u64, chunk_count: u32) -> Self {
+        Self {
+            data,
+            path,
+            len,
+            map: None,
+            ready: AtomicBitmap::new(chunk_count),
+            bad: AtomicBitmap::new(chunk_count),
+            writable: false,
+            unmapped_data: true,
+            complete: true,
+            dirty: AtomicBool::new(false),
+            written: AtomicU64::new(0),
+            paused_until: Mutex::new(None),
+        }
+    }
+
+    /// Whether a chunk is in the file and has been verified by this process.
+    #[inline]
+    #[must_use]
+    pub fn is_ready(&self, chunk: u32) -> bool {
+        self.ready.get(chunk)
+    }
+
+    /// The data file.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.data.as_fd()
+    }
+
+    /// Path of the data file, for messages.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Number of chunks verified by this process.
+    #[must_use]
+    pub fn ready_count(&self) -> u64 {
+        self.ready.count()
+    }
+
+    /// Whether the file may hold a chunk that has not been verified yet.
+    #[must_use]
+    pub fn is_claimed(&self, chunk: u32, uncompressed_offset: u64) -> bool {
+        if chunk >= self.ready.len() || self.bad.get(chunk) {
+            return false;
+        }
+        self.map.as_ref().is_some_and(|map| map.is_live(chunk))
+            || (self.unmapped_data && (self.complete || self.has_data_at(uncompressed_offset)))
+    }
+
+    /// Whether a claim comes from a map, and so from a process that had verified the chunk.
+    #[must_use]
+    pub fn is_mapped(&self, chunk: u32) -> bool {
+        self.map.as_ref().is_some_and(|map| map.is_live(chunk))
+    }
+
+    fn has_data_at(&self, offset: u64) -> bool {
+        // A file system that knows no holes reports data everywhere: verification decides then.
+        rustix::fs::seek(&self.data, SeekFrom::Data(offset)).is_ok_and(|at| at == offset)
+    }
+
+    /// Reads plain bytes of a claimed or ready chunk.
+    ///
+    /// # Errors
+    /// The file is shorter than it should be, or cannot be read.
+    pub fn read(&self, uncompressed_offset: u64, plain: &mut [u8]) -> io::Result<()> {
+        self.data.read_exact_at(plain, uncompressed_offset)
+    }
+
+    /// A claimed chunk has been read and is as it should be.
+    pub fn set_ready(&self, chunk: u32) {
+        self.ready.set(chunk);
+    }
+
+    /// A claimed or ready chunk is damaged: forget it.
+    pub fn reject(&self, chunk: u32) {
+        self.ready.clear(chunk);
+        self.bad.set(chunk);
+        if let Some(map) = &self.map
+            && let Err(error) = map.clear(chunk)
+        {
+            tracing::debug!(%error, "damaged chunk stays in the map; it will be verified again");
+        }
+    }
+
+    /// Keeps verified chunks: writes them to the data file, then says so in the map, then makes them ready.
+    /// `Ok(false)`: the cache is not taking any now (it is read-only, or its disk is full).
+    ///
+    /// # Errors
+    /// The data file could not be written. The cache then takes nothing for half a minute.
+    pub fn keep(&self, chunks: &[CachedChunk<'_>]) -> Result<bool, CacheError> {
+        let mut paused = self.paused_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !self.writable || paused.is_some_and(|until| Instant::now() < until) {
+            return Ok(false);
+        }
+        *paused = None;
+        drop(paused);
+        for chunk in chunks {
+            let end = chunk
+                .uncompressed_offset
+                .checked_add(u64::try_from(chunk.plain.len()).unwrap_or(u64::MAX))
+                .filter(|&end| end <= self.len);
+            let result = match end {
+                Some(_) => self.data.write_all_at(chunk.plain, chunk.uncompressed_offset),
+                None => Err(io::Error::other("a chunk lies behind the end of its blob")),
+            };
+            if let Err(source) = result {
+                *self.paused_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+                    Instant::now().checked_add(WRITE_PAUSE);
+                return Err(CacheError::File { path: self.path.clone(), action: "write to it", source });
+            }
+            self.written.fetch_add(u64::try_from(chunk.plain.len()).unwrap_or(0), Ordering::Relaxed);
+        }
+        let indexes: Vec<u32> = chunks.iter().map(|c| c.chunk).collect();
+        let mapped = self.map.as_ref().map_or(Ok(()), |map| map.set_live(&indexes));
+        for chunk in chunks {
+            self.bad.clear(chunk.chunk);
+            self.ready.set(chunk.chunk);
+        }
+        self.dirty.store(true, Ordering::Release);
+        // The data is there and good; a map that cannot be written only costs a fetch after a restart.
+        mapped.map(|()| true)
+    }
+
+    /// Bytes written since the last [`make_durable`](Self::make_durable).
+    #[must_use]
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Makes what has been kept so far survive a crash of the host.
+    ///
+    /// # Errors
+    /// A file cannot be synced or written.
+    pub fn make_durable(&self) -> Result<(), CacheError> {
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.written.store(0, Ordering::Relaxed);
+        let result = self.map.as_ref().map_or(Ok(()), |map| map.make_durable(&self.data));
+        if result.is_err() {
+            self.dirty.store(true, Ordering::Release);
+        }
+        result
+    }
+}
+
+/// The bits of the reference daemon's map, when it has left a valid one.
+fn reference_bits(dir: &CacheDir, blob_id: &str, chunk_count: u32) -> Option<Vec<u8>> {
+    let (file, _) = dir.open_file(&format!("{blob_id}.blob.data.chunk_map"), false).ok()?;
+    let bits_len = usize::try_from(chunk_count.div_ceil(8)).ok()?;
+    let len = REFERENCE_HEADER.checked_add(bits_len)?;
+    if file.metadata().ok()?.len() != u64::try_from(len).ok()? {
+        return None;
+    }
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    let word = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk::<4>()?));
+    if REFERENCE_MAGICS.iter().any(|&(at, magic)| word(at) != Some(magic)) {
+        return None;
+    }
+    if word(12) == Some(REFERENCE_ALL_READY) {
+        return Some(vec![0xff; bits_len]);
+    }
+    Some(bytes.split_off(REFERENCE_HEADER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(dir: &CacheDir) -> BlobCache {
+        BlobCache::open(dir, "blob", 3 * 4096, 3).unwrap()
+    }
+
+    fn chunk(chunk: u32, plain: &[u8]) -> CachedChunk<'_> {
+        CachedChunk { chunk, uncompressed_offset: u64::from(chunk) * 4096, plain }
+    }
+
+    #[test]
+    fn kept_chunks_are_ready_now_and_claimed_later() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(tmp.path()).unwrap();
+        let cache = open(&dir);
+        assert!(!cache.is_claimed(1, 4096));
+        assert!(cache.keep(&[chunk(1, b"hello")]).unwrap());
+        assert!(cache.is_ready(1) && !cache.is_ready(0));
+        assert_eq!(cache.unsynced_bytes(), 5);
+        cache.make_durable().unwrap();
+        assert_eq!(cache.unsynced_bytes(), 0);
+        assert_eq!(std::fs::metadata(tmp.path().join("blob.blob.data")).unwrap().len(), 3 * 4096);
+        let again = open(&dir);
+        assert!(!again.is_ready(1), "to be verified first");
+        assert!(again.is_claimed(1, 4096) && !again.is_claimed(0, 0));
+        let mut plain = [0; 5];
+        again.read(4096, &mut plain).unwrap();
+        assert_eq!(&plain, b"hello");
+        again.reject(1);
+        assert!(!open(&dir).is_claimed(1, 4096));
+    }
+
+    #[test]
+    fn data_without_a_map_may_hold_anything_that_is_no_hole() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(tmp.path()).unwrap();
+        let file = File::create(tmp.path().join("blob.blob.data")).unwrap();
+        file.set_len(3 * 4096).unwrap();
+        file.write_all_at(&[1; 4096], 4096).unwrap();
+        let cache = open(&dir);
+        assert!(cache.is_claimed(1, 4096));
+        assert!(!cache.is_mapped(1));
+        assert!(!cache.is_claimed(3, 3 * 4096));
+    }
+
+    #[test]
+    fn the_reference_map_seeds_ours() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(tmp.path()).unwrap();
+        let mut bytes = vec![0; REFERENCE_HEADER + 1];
+        for (at, magic) in REFERENCE_MAGICS {
+            bytes[at..at + 4].copy_from_slice(&magic.to_le_bytes());
+        }
+        bytes[REFERENCE_HEADER] = 0b101;
+        let path = tmp.path().join("blob.blob.data.chunk_map");
+        std::fs::write(&path, &bytes).unwrap();
+        let cache = open(&dir);
+        assert_eq!([0, 1, 2].map(|i| cache.is_claimed(i, u64::from(i) * 4096)), [true, false, true]);
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "never written");
+        std::fs::remove_file(tmp.path().join("blob.chunk_map")).unwrap();
+        bytes.push(0);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(!open(&dir).is_claimed(0, 0), "wrong size");
+    }
+
+    #[test]
+    fn chunks_behind_the_end_and_bad_names_are_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(tmp.path()).unwrap();
+        let cache = open(&dir);
+        cache.keep(&[CachedChunk { chunk: 2, uncompressed_offset: 3 * 4096 - 1, plain: b"ab" }]).unwrap_err();
+        assert!(!cache.is_ready(2));
+        assert!(!cache.keep(&[chunk(1, b"x")]).unwrap(), "pauses after a failure");
+        for bad in ["", "../x", "a/b", "."] {
+            assert!(matches!(BlobCache::open(&dir, bad, 1, 1), Err(CacheError::BadName(_))));
+        }
+    }
+}

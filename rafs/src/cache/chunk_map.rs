@@ -1,0 +1,343 @@
+//! The map file `ID.chunk_map`: which chunks of a blob are in its data file.
+//!
+//! ```text
+//! 0     header, 4096 bytes: magic, version, chunk count, blob id digest, boot id, CRC-32C of all that
+//! 4096  `live`: one bit a chunk, low bits first, padded to 4096 bytes
+//! ...   `durable`: the same
+//! ```
+//!
+//! Several processes may use one map. Changes are made under `flock`; a reader needs no lock, since each bit is
+//! only a claim that gets verified. A bit lost to a race costs a fetch, never a wrong byte.
+
+use super::{CacheDir, CacheError};
+use crate::codec::{self, Digester};
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// "RAFSMAP1", little-endian words of ASCII.
+const MAGIC: [u8; 8] = *b"RAFSMAP1";
+const VERSION: u32 = 1;
+/// Bytes before the first bitmap, and alignment of bitmaps.
+const HEADER_SPACE: u64 = 4096;
+/// How often, and how long apart, a lock is tried. Holders keep it for microseconds; a stopped one must not stop us.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_micros(200);
+
+/// Header at the start of the file.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    /// [`MAGIC`].
+    magic: [u8; 8],
+    /// [`VERSION`].
+    version: U32,
+    /// Chunks of the blob.
+    chunk_count: U32,
+
+    /// Boot in which `live` was written.
+    boot_id: [u8; 16],
+
+    /// sha256 of the blob id.
+    blob: [u8; 32],
+
+    /// CRC-32C of the fields before.
+    crc32c: U32,
+}
+
+const _: () = assert!(size_of::<Header>() == 68);
+
+/// What a map looked like when it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapOrigin {
+    /// Written in this boot: `live` counts.
+    ThisBoot,
+    /// Written in an earlier boot: `live` has been set back to `durable`.
+    EarlierBoot,
+    /// Not there, or not usable: made anew, all zeros.
+    New,
+}
+
+/// An open map file.
+#[derive(Debug)]
+pub struct ChunkMap {
+    file: File,
+    path: String,
+    writable: bool,
+    bits_len: u64,
+    chunk_count: u32,
+}
+
+/// Releases a lock when dropped. `None`: the lock could not be had.
+struct Locked<'a>(Option<&'a File>);
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = self.0 {
+            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+        }
+    }
+}
+
+impl ChunkMap {
+    /// Opens the map of a blob, and makes it when it is not there or does not belong to this blob. A map that can
+    /// only be read is used as far as it is good.
+    ///
+    /// # Errors
+    /// It cannot be opened, or cannot be written where it must be.
+    pub fn open(dir: &CacheDir, blob_id: &str, chunk_count: u32) -> Result<(Self, MapOrigin), CacheError> {
+        let name = format!("{blob_id}.chunk_map");
+        let (file, writable) = dir.open_file(&name, true)?;
+        let bits_len = u64::from(chunk_count).div_ceil(8).next_multiple_of(HEADER_SPACE);
+        let map = Self { file, path: dir.path_of(&name), writable, bits_len, chunk_count };
+        let mut header = Header {
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            chunk_count: U32::new(chunk_count),
+            boot_id: dir.boot_id(),
+            blob: codec::digest(Digester::Sha256, blob_id.as_bytes()),
+            crc32c: U32::new(0),
+        };
+        header.crc32c.set(header_crc(&header));
+        let locked = map.lock();
+        let origin = map.take_over(&header).map_err(|source| map.error("set it up", source))?;
+        drop(locked);
+        Ok((map, origin))
+    }
+
+    fn error(&self, action: &'static str, source: io::Error) -> CacheError {
+        CacheError::File { path: self.path.clone(), action, source }
+    }
+
+    /// Brings the file into the state that `wanted` describes.
+    fn take_over(&self, wanted: &Header) -> io::Result<MapOrigin> {
+        let mut bytes = [0; size_of::<Header>()];
+        let full_len = self.bits_len.saturating_mul(2).saturating_add(HEADER_SPACE);
+        let len = self.file.metadata()?.len();
+        let found = if len == full_len && self.file.read_exact_at(&mut bytes, 0).is_ok() {
+            Header::read_from_bytes(&bytes).ok()
+        } else {
+            None
+        };
+        let found = found.filter(|h| {
+            h.magic == wanted.magic
+                && h.version == wanted.version
+                && h.chunk_count == wanted.chunk_count
+                && h.blob == wanted.blob
+                && h.crc32c.get() == header_crc(h)
+        });
+        // A host that does not tell its boots apart may have rebooted each time.
+        let same_boot = |h: &Header| h.boot_id == wanted.boot_id && h.boot_id != [0; 16];
+        let origin = match found {
+            Some(h) if same_boot(&h) => return Ok(MapOrigin::ThisBoot),
+            Some(_) => MapOrigin::EarlierBoot,
+            None => MapOrigin::New,
+        };
+        if !self.writable {
+            return Err(io::Error::other("its bits are from another boot, and it cannot be written"));
+        }
+        if origin == MapOrigin::EarlierBoot {
+            let mut durable = vec![0; usize::try_from(self.bits_len).map_err(io::Error::other)?];
+            self.file.read_exact_at(&mut durable, self.durable_at())?;
+            self.file.write_all_at(&durable, HEADER_SPACE)?;
+        } else {
+            self.file.set_len(0)?;
+            self.file.set_len(full_len)?;
+        }
+        self.file.write_all_at(wanted.as_bytes(), 0)?;
+        Ok(origin)
+    }
+
+    fn durable_at(&self) -> u64 {
+        HEADER_SPACE.saturating_add(self.bits_len)
+    }
+
+    fn lock(&self) -> Locked<'_> {
+        for _ in 0..LOCK_TRIES {
+            if rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                return Locked(Some(&self.file));
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        Locked(None)
+    }
+
+    /// Whether the map can be written.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Whether `live` claims a chunk. Reads the file: another process may have set it.
+    #[must_use]
+    pub fn is_live(&self, chunk: u32) -> bool {
+        let mut byte = [0];
+        let at = HEADER_SPACE.saturating_add(u64::from(chunk / 8));
+        let read = chunk < self.chunk_count && self.file.read_exact_at(&mut byte, at).is_ok();
+        read && byte[0] >> (chunk % 8) & 1 == 1
+    }
+
+    /// Sets `live` for chunks whose data has been written.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn set_live(&self, chunks: &[u32]) -> Result<(), CacheError> {
+        self.change(HEADER_SPACE, chunks, |byte, mask| byte | mask)
+    }
+
+    /// Clears `live` and `durable` of a chunk that turned out to be damaged.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn clear(&self, chunk: u32) -> Result<(), CacheError> {
+        self.change(self.durable_at(), &[chunk], |byte, mask| byte & !mask)?;
+        self.change(HEADER_SPACE, &[chunk], |byte, mask| byte & !mask)
+    }
+
+    /// Claims chunks in bulk: `bits` is a bitmap as in the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn seed(&self, bits: &[u8]) -> Result<(), CacheError> {
+        let len = u64::try_from(bits.len()).unwrap_or(u64::MAX).min(self.bits_len);
+        let bits = bits.get(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
+        let _locked = self.lock();
+        self.file.write_all_at(bits, HEADER_SPACE).map_err(|e| self.error("write its bits", e))
+    }
+
+    fn change(&self, region: u64, chunks: &[u32], f: impl Fn(u8, u8) -> u8) -> Result<(), CacheError> {
+        let (Some(&first), Some(&last)) = (chunks.iter().min(), chunks.iter().max()) else { return Ok(()) };
+        if !self.writable || last >= self.chunk_count {
+            return Ok(());
+        }
+        let (start, end) = (first / 8, last / 8);
+        let mut bytes = vec![0; (end - start) as usize + 1];
+        let at = region.saturating_add(start.into());
+        let _locked = self.lock();
+        self.file.read_exact_at(&mut bytes, at).map_err(|e| self.error("read its bits", e))?;
+        for chunk in chunks {
+            if let Some(byte) = bytes.get_mut((chunk / 8 - start) as usize) {
+                *byte = f(*byte, 1 << (chunk % 8));
+            }
+        }
+        self.file.write_all_at(&bytes, at).map_err(|e| self.error("write its bits", e))
+    }
+
+    /// The durable step: what is `live` now is `durable` once `data` is on the disk.
+    ///
+    /// # Errors
+    /// A file cannot be read, written or synced; `durable` then claims no more than before.
+    pub fn make_durable(&self, data: &File) -> Result<(), CacheError> {
+        if !self.writable {
+            return Ok(());
+        }
+        let len = usize::try_from(self.bits_len).unwrap_or(0);
+        let (mut live, mut durable) = (vec![0; len], vec![0; len]);
+        self.file.read_exact_at(&mut live, HEADER_SPACE).map_err(|e| self.error("read its bits", e))?;
+        data.sync_data().map_err(|e| self.error("sync the data of", e))?;
+        {
+            let _locked = self.lock();
+            self.file
+                .read_exact_at(&mut durable, self.durable_at())
+                .map_err(|e| self.error("read its bits", e))?;
+            for (d, l) in durable.iter_mut().zip(&live) {
+                *d |= l;
+            }
+            self.file
+                .write_all_at(&durable, self.durable_at())
+                .map_err(|e| self.error("write its bits", e))?;
+        }
+        self.file.sync_data().map_err(|e| self.error("sync it", e))
+    }
+}
+
+fn header_crc(header: &Header) -> u32 {
+    let bytes = header.as_bytes();
+    codec::crc32c(bytes.get(..bytes.len().saturating_sub(4)).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir() -> (tempfile::TempDir, CacheDir) {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(tmp.path()).unwrap();
+        (tmp, dir)
+    }
+
+    fn bits(map: &ChunkMap) -> Vec<u32> {
+        (0..map.chunk_count).filter(|&i| map.is_live(i)).collect()
+    }
+
+    #[test]
+    fn live_survives_a_reopen_and_is_shared() {
+        let (_tmp, dir) = dir();
+        let (map, origin) = ChunkMap::open(&dir, "blob", 100_000).unwrap();
+        assert_eq!(origin, MapOrigin::New);
+        map.set_live(&[99_999, 5, 6, 70]).unwrap();
+        let (other, origin) = ChunkMap::open(&dir, "blob", 100_000).unwrap();
+        assert_eq!(origin, MapOrigin::ThisBoot);
+        assert_eq!(bits(&other), [5, 6, 70, 99_999]);
+        other.clear(6).unwrap();
+        assert!(!map.is_live(6));
+        assert!(!map.is_live(100_000) && !map.is_live(u32::MAX));
+    }
+
+    #[test]
+    fn another_boot_starts_from_durable() {
+        let (tmp, dir) = dir();
+        let data = File::create(tmp.path().join("data")).unwrap();
+        let (map, _) = ChunkMap::open(&dir, "blob", 50).unwrap();
+        map.set_live(&[1, 2]).unwrap();
+        map.make_durable(&data).unwrap();
+        map.set_live(&[3]).unwrap();
+        let mut header = [0; size_of::<Header>()];
+        map.file.read_exact_at(&mut header, 0).unwrap();
+        let mut header = Header::read_from_bytes(&header).unwrap();
+        header.boot_id[0] ^= 1;
+        header.crc32c.set(header_crc(&header));
+        map.file.write_all_at(header.as_bytes(), 0).unwrap();
+        let (map, origin) = ChunkMap::open(&dir, "blob", 50).unwrap();
+        assert_eq!(origin, MapOrigin::EarlierBoot);
+        assert_eq!(bits(&map), [1, 2]);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_made_anew() {
+        let (tmp, dir) = dir();
+        let path = tmp.path().join("blob.chunk_map");
+        let (map, _) = ChunkMap::open(&dir, "blob", 50).unwrap();
+        map.set_live(&[1]).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let flipped: Vec<Vec<u8>> = (0..size_of::<Header>())
+            .map(|i| {
+                let mut bad = good.clone();
+                bad[i] ^= 0x10;
+                bad
+            })
+            .collect();
+        for bad in flipped.iter().map(Vec::as_slice).chain([&good[..4096], &good[..10], b""]) {
+            std::fs::write(&path, bad).unwrap();
+            let (map, origin) = ChunkMap::open(&dir, "blob", 50).unwrap();
+            assert_eq!(origin, MapOrigin::New);
+            assert_eq!(bits(&map), [0u32; 0]);
+        }
+        std::fs::write(&path, &good).unwrap();
+        assert_eq!(ChunkMap::open(&dir, "blob", 51).unwrap().1, MapOrigin::New);
+    }
+
+    #[test]
+    fn a_held_lock_does_not_stop_us() {
+        let (tmp, dir) = dir();
+        let (map, _) = ChunkMap::open(&dir, "blob", 50).unwrap();
+        let other = File::open(tmp.path().join("blob.chunk_map")).unwrap();
+        rustix::fs::flock(&other, FlockOperation::LockExclusive).unwrap();
+        map.set_live(&[7]).unwrap();
+        assert!(map.is_live(7));
+    }
+}

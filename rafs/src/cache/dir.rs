@@ -1,0 +1,107 @@
+//! The directory of cache files, held as a descriptor.
+
+use super::CacheError;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// A cache directory and the boot it is used in.
+#[derive(Debug)]
+pub struct CacheDir {
+    path: PathBuf,
+    fd: OwnedFd,
+    boot_id: [u8; 16],
+}
+
+impl CacheDir {
+    /// Opens the directory; makes it when it does not exist.
+    ///
+    /// # Errors
+    /// It cannot be made or opened.
+    pub fn open(path: &Path) -> Result<Self, CacheError> {
+        let error = |source: io::Error| CacheError::Dir { path: path.display().to_string(), source };
+        // Failing to make it is no error yet: it may exist in a read-only place.
+        let made = std::fs::create_dir_all(path);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| error(made.err().unwrap_or_else(|| errno.into())))?;
+        Ok(Self { path: path.into(), fd, boot_id: boot_id() })
+    }
+
+    /// Which boot of the host this is; zeros when the host does not tell.
+    #[must_use]
+    pub fn boot_id(&self) -> [u8; 16] {
+        self.boot_id
+    }
+
+    /// The full path of a file in it, for messages.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> String {
+        self.path.join(name).display().to_string()
+    }
+
+    /// Opens a file for reading and writing, and makes it when `create`; falls back to reading where writing is not
+    /// allowed. The second value says whether it can be written. Symlinks are not followed.
+    ///
+    /// # Errors
+    /// It is no regular file, is not there, or cannot be opened.
+    pub fn open_file(&self, name: &str, create: bool) -> Result<(File, bool), CacheError> {
+        let base = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let create = if create { OFlags::CREATE } else { OFlags::empty() };
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+        let (fd, writable) = match rustix::fs::openat(&self.fd, name, base | create | OFlags::RDWR, mode) {
+            Ok(fd) => (fd, true),
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+                let fd = rustix::fs::openat(&self.fd, name, base | OFlags::RDONLY, mode);
+                (fd.map_err(|e| self.error(name, "open it", e))?, false)
+            }
+            Err(errno @ (Errno::LOOP | Errno::ISDIR | Errno::NXIO)) => {
+                let kind = if errno == Errno::LOOP { "a symbolic link" } else { "a directory or device" };
+                return Err(CacheError::NotRegular { path: self.path_of(name), kind: kind.into() });
+            }
+            Err(errno) => return Err(self.error(name, "open it", errno)),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(|e| self.error(name, "examine it", e))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind != FileType::RegularFile {
+            return Err(CacheError::NotRegular { path: self.path_of(name), kind: format!("a {kind:?}") });
+        }
+        Ok((File::from(fd), writable))
+    }
+
+    fn error(&self, name: &str, action: &'static str, errno: Errno) -> CacheError {
+        CacheError::File { path: self.path_of(name), action, source: errno.into() }
+    }
+}
+
+/// The kernel's random id of this boot.
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.trim().chars().filter(|&c| c != '-').collect();
+    hex::decode(digits).ok().and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn makes_itself_and_refuses_odd_files() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(&tmp.path().join("a/b")).unwrap();
+        assert_ne!(dir.boot_id(), [0; 16]);
+        let (_, writable) = dir.open_file("new", true).unwrap();
+        assert!(writable);
+        std::os::unix::fs::symlink("/etc/passwd", tmp.path().join("a/b/link")).unwrap();
+        std::fs::create_dir(tmp.path().join("a/b/dir")).unwrap();
+        for name in ["link", "dir"] {
+            assert!(matches!(dir.open_file(name, true), Err(CacheError::NotRegular { .. })), "{name}");
+        }
+        dir.open_file("absent", false).unwrap_err();
+        std::fs::write(tmp.path().join("file"), b"").unwrap();
+        CacheDir::open(&tmp.path().join("file")).unwrap_err();
+    }
+}

@@ -1,0 +1,63 @@
+//! Which chunks are here already.
+//!
+//! Owns: one sparse data file a blob with the chunk's plain bytes, the bitmaps that say which are there, their
+//! survival of crashes, and a small memory cache for when there is no file. Does not own: where missing chunks come
+//! from, digests, who waits.
+//!
+//! Three bitmaps with three meanings (blob.md section 13):
+//!
+//! * `ready`, in memory: verified by this process and in the data file. Only this one lets a guest read the file.
+//! * `live`, in the map file: written to the data file since the host booted. Survives the process, because the
+//!   page cache does; means nothing after a reboot. A claim: the chunk is verified before it becomes `ready`.
+//! * `durable`, in the map file: known to be on the disk. After a reboot `live` starts as a copy of it.
+//!
+//! Cache files are hostile like everything from outside: other programs may have cut, changed or replaced them.
+
+mod bitmap;
+mod blob_cache;
+mod chunk_map;
+mod dir;
+mod lru;
+
+pub use bitmap::AtomicBitmap;
+pub use blob_cache::{BlobCache, CachedChunk};
+pub use chunk_map::{ChunkMap, MapOrigin};
+pub use dir::CacheDir;
+pub use lru::UnitLru;
+
+use std::io;
+
+/// Why a cache file cannot be used. Never fatal: data is then served without it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// The directory cannot be used.
+    #[error("cache directory {path} cannot be used: {source}")]
+    Dir {
+        /// The directory.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file cannot be used.
+    #[error("cache file {path}: cannot {action}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Something that is no regular file has the name of a cache file.
+    #[error("cache file {path} is {kind}, no regular file; remove it")]
+    NotRegular {
+        /// The path.
+        path: String,
+        /// What it is.
+        kind: String,
+    },
+    /// A blob id that cannot be a file name.
+    #[error("blob id {0:?} is no plain file name; nothing is cached for it")]
+    BadName(String),
+}

@@ -1,0 +1,367 @@
+//! From units to bytes: grouped store requests, decoding, verification, delivery, and keeping the result.
+
+use super::ReadError;
+use super::blobs::{BlobState, Source};
+use super::budget::Admitted;
+use super::core::{Core, FlightKey, Job, Ticket};
+use super::request::Piece;
+use crate::blob::{Expected, Member, Unit};
+use crate::cache::CachedChunk;
+use crate::image::{BlobInfo, ChunkRef};
+use crate::store::{ErrorClass, FetchRequest, Priority, StoreError};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Most bytes that adjacent units are merged to in one store request.
+const MERGE_MAX: u64 = 1 << 20;
+
+/// A unit on its way.
+pub(super) struct Planned {
+    pub ticket: Ticket,
+    pub unit: Unit,
+    /// The chunk that it was first wanted for.
+    pub chunk: ChunkRef,
+    pub source: Source,
+    /// 0 the first time, 1 when the first answer was no good.
+    pub attempt: u32,
+}
+
+/// Adjacent units that are asked for together; one object, one attempt.
+pub(super) struct Group {
+    object: Arc<str>,
+    range: Range<u64>,
+    units: Vec<Planned>,
+    permit: Option<Permit>,
+}
+
+/// Memory that a group may use. Given back when dropped, which starts groups that wait.
+struct Permit {
+    core: Arc<Core>,
+    admitted: Option<Admitted>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(admitted) = self.admitted.take() {
+            for (admitted, mut group) in self.core.budget.release(admitted) {
+                group.permit = Some(Permit { core: Arc::clone(&self.core), admitted: Some(admitted) });
+                self.core.push(Job::Start(group));
+            }
+        }
+    }
+}
+
+/// The answer for a group, shared by the jobs that decode its units.
+pub(super) struct Loaded {
+    core: Arc<Core>,
+    stored: Vec<u8>,
+    start: u64,
+    _permit: Option<Permit>,
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.core.budget.recycle(std::mem::take(&mut self.stored));
+    }
+}
+
+impl Loaded {
+    fn of_unit(&self, unit: &Unit) -> &[u8] {
+        let range = || {
+            let start = usize::try_from(unit.stored_offset.checked_sub(self.start)?).ok()?;
+            self.stored.get(start..start.checked_add(usize::try_from(unit.stored_size).ok()?)?)
+        };
+        range().unwrap_or_default()
+    }
+}
+
+impl Group {
+    fn single(info: &BlobInfo, planned: Planned) -> Self {
+        Self {
+            object: planned.source.object(info),
+            range: planned.unit.stored_offset..planned.unit.stored_end(),
+            units: vec![planned],
+            permit: None,
+        }
+    }
+
+    /// Adds a unit that continues this group's range; gives back one that does not.
+    fn extend(&mut self, info: &BlobInfo, planned: Planned) -> Option<Planned> {
+        let end = planned.unit.stored_end();
+        let fits = self.units.first().is_some_and(|first| first.ticket.blob() == planned.ticket.blob())
+            && planned.source.object(info) == self.object
+            && (self.range.start..=self.range.end).contains(&planned.unit.stored_offset)
+            && end.saturating_sub(self.range.start) <= MERGE_MAX;
+        if !fits {
+            return Some(planned);
+        }
+        self.range.end = self.range.end.max(end);
+        self.units.push(planned);
+        None
+    }
+
+    /// Bytes of buffers it needs.
+    fn cost(&self) -> usize {
+        let plain: u64 = self.units.iter().map(|p| u64::from(p.unit.plain_size)).sum();
+        let stored = self.range.end.saturating_sub(self.range.start);
+        usize::try_from(plain.saturating_add(stored)).unwrap_or(usize::MAX)
+    }
+}
+
+impl Core {
+    /// Merges units into groups and sends these off as far as memory allows.
+    pub fn launch(self: &Arc<Self>, mut planned: Vec<Planned>) {
+        planned.sort_by_key(|p| (p.ticket.blob(), p.unit.stored_offset));
+        let mut groups: Vec<Group> = Vec::new();
+        for one in planned {
+            let Ok((_, info)) = self.blob(one.ticket.blob()) else { continue };
+            let left = match groups.last_mut() {
+                Some(group) => group.extend(info, one),
+                None => Some(one),
+            };
+            groups.extend(left.map(|one| Group::single(info, one)));
+        }
+        for group in groups {
+            self.send(group);
+        }
+    }
+
+    fn send(self: &Arc<Self>, group: Group) {
+        if let Some((admitted, mut group)) = self.budget.admit(group.cost(), group) {
+            group.permit = Some(Permit { core: Arc::clone(self), admitted: Some(admitted) });
+            self.start(group);
+        }
+    }
+
+    /// Asks the store. A local store answers within the call.
+    pub fn start(self: &Arc<Self>, group: Group) {
+        let request = FetchRequest {
+            object: Arc::clone(&group.object),
+            range: group.range.clone(),
+            buffer: self.budget.buffer(),
+            attempt: group.units.iter().map(|p| p.attempt).max().unwrap_or(0),
+            priority: Priority::Demand,
+        };
+        let core = Arc::clone(self);
+        self.store.fetch(request, Box::new(move |result| core.push(Job::Answered(group, result))));
+    }
+
+    /// The store has answered: spread the units over the fetch threads, or see what to do about the failure.
+    pub fn answered(self: &Arc<Self>, mut group: Group, result: Result<Vec<u8>, StoreError>) {
+        let wanted = group.range.end.saturating_sub(group.range.start);
+        let result = result.and_then(|stored| {
+            if u64::try_from(stored.len()) == Ok(wanted) {
+                return Ok(stored);
+            }
+            let reason = format!("the store answered with {} bytes instead of {wanted}", stored.len());
+            let (object, range) = (group.object.to_string(), Some(group.range.clone()));
+            Err(StoreError { class: ErrorClass::Transient, object, range, reason })
+        });
+        let permit = group.permit.take();
+        match result {
+            Ok(stored) => {
+                let loaded = Arc::new(Loaded {
+                    core: Arc::clone(self),
+                    stored,
+                    start: group.range.start,
+                    _permit: permit,
+                });
+                let mut units = group.units.into_iter();
+                let last = units.next_back();
+                for planned in units {
+                    self.push(Job::Decode { loaded: Arc::clone(&loaded), planned });
+                }
+                if let Some(planned) = last {
+                    self.decode(&loaded, planned);
+                }
+            }
+            Err(error) => {
+                drop(permit);
+                let retry = matches!(error.class, ErrorClass::Transient | ErrorClass::Corrupt);
+                let error = Arc::new(error);
+                for planned in group.units {
+                    if retry && planned.attempt == 0 {
+                        self.again(planned);
+                    } else {
+                        self.failed(planned, ReadError::Store(Arc::clone(&error)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A second and last try, alone, by-passing what failed.
+    fn again(self: &Arc<Self>, mut planned: Planned) {
+        planned.attempt += 1;
+        let Ok((_, info)) = self.blob(planned.ticket.blob()) else { return };
+        self.send(Group::single(info, planned));
+    }
+
+    /// Decodes and verifies a unit, ends the pieces that wait for it, and keeps it.
+    pub fn decode(self: &Arc<Self>, loaded: &Arc<Loaded>, planned: Planned) {
+        let Ok((state, info)) = self.blob(planned.ticket.blob()) else { return };
+        let (mut plain, mut scratch) = (self.budget.buffer(), self.budget.buffer());
+        let decoded = planned.source.decode(
+            info,
+            &planned.unit,
+            loaded.of_unit(&planned.unit),
+            &mut scratch,
+            &mut plain,
+        );
+        self.budget.recycle(scratch);
+        let verified = decoded.map_err(ReadError::from).map(|()| self.verify(info, &planned, &plain));
+        match verified {
+            Ok(verified) if verified.bad.is_empty() || planned.attempt > 0 => {
+                self.deliver(state, info, planned, &verified, &plain);
+            }
+            Ok(_) => self.again(planned),
+            Err(_) if planned.attempt == 0 => self.again(planned),
+            Err(error) => self.failed(planned, error),
+        }
+        self.budget.recycle(plain);
+    }
+
+    /// Sorts the chunks of a decoded unit into good and bad.
+    fn verify(&self, info: &BlobInfo, planned: &Planned, plain: &[u8]) -> Verified {
+        let mut verified = Verified::default();
+        let table = matches!(planned.source, Source::Table(_));
+        for member in planned.source.members(&planned.unit, &planned.chunk) {
+            let Some(bytes) = plain.get(member.range.clone()) else { continue };
+            if !self.options.verify {
+                verified.good.push((member, true));
+                continue;
+            }
+            match self.expected(info, &planned.chunk, table.then_some(&member)) {
+                // Served to who asks, as the image wants it, but other chunks of the unit are not kept on trust.
+                Ok(Expected::Nothing) => verified.good.push((member, false)),
+                Ok(expected) if expected.matches(bytes) => verified.good.push((member, true)),
+                Ok(_) => {
+                    let error = ReadError::Digest {
+                        blob: info.id.clone(),
+                        chunk: member.chunk,
+                        uncompressed_offset: member.uncompressed_offset,
+                    };
+                    verified.bad.push((member, error));
+                }
+                Err(error) => verified.bad.push((member, error)),
+            }
+        }
+        verified
+    }
+
+    fn deliver(
+        self: &Arc<Self>,
+        state: &BlobState,
+        info: &BlobInfo,
+        planned: Planned,
+        verified: &Verified,
+        plain: &[u8],
+    ) {
+        let waiting = self.waiting(&planned.ticket);
+        if let Some((member, error)) = verified.bad.first() {
+            self.log_failure(info, waiting.first().map_or(&planned.chunk, |p| &p.chunk), error);
+            if matches!(planned.source, Source::Table(_)) {
+                self.source_is_wrong(state, info, &planned.chunk, error);
+            }
+            tracing::debug!(blob = %info.id, chunk = %member.chunk, "unit has damaged chunks");
+        }
+        end_pieces(info, waiting, verified, plain);
+        self.keep(state, info, &planned, verified, plain);
+        loop {
+            let late = self.land(&planned.ticket);
+            if late.is_empty() {
+                break;
+            }
+            end_pieces(info, late, verified, plain);
+        }
+    }
+
+    /// Puts verified chunks where the next read finds them.
+    fn keep(&self, state: &BlobState, info: &BlobInfo, planned: &Planned, verified: &Verified, plain: &[u8]) {
+        let Some(access) = state.access() else { return };
+        if let Some(cache) = access.cache() {
+            let wanted = planned.unit.chunk;
+            let chunks: Vec<CachedChunk<'_>> = verified
+                .good
+                .iter()
+                .filter(|(member, known)| *known || member.chunk == wanted)
+                .filter_map(|(member, _)| {
+                    Some(CachedChunk {
+                        chunk: member.chunk.0,
+                        uncompressed_offset: member.uncompressed_offset,
+                        plain: plain.get(member.range.clone())?,
+                    })
+                })
+                .collect();
+            match cache.keep(&chunks) {
+                Ok(true) => return self.sync_if_much_is_dirty(cache.unsynced_bytes()),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, blob = %info.id, "not cached in a file for now"),
+            }
+        } else if planned.unit.is_raw()
+            && verified.bad.is_empty()
+            && state.set_raw_ready(access, &planned.source, planned.unit.chunk.0)
+        {
+            return;
+        }
+        if verified.bad.is_empty()
+            && let FlightKey::Unit(blob, unit) = planned.ticket.key()
+        {
+            self.lru.put(blob, unit, plain);
+        }
+    }
+
+    /// A unit cannot be had.
+    fn failed(&self, planned: Planned, error: ReadError) {
+        let pieces = self.cancel(&planned.ticket);
+        if let Ok((state, info)) = self.blob(planned.ticket.blob()) {
+            self.log_failure(info, pieces.first().map_or(&planned.chunk, |p| &p.chunk), &error);
+            let gone = matches!(&error, ReadError::Store(e) if e.class == ErrorClass::Missing);
+            if gone && matches!(planned.source, Source::Plain(_)) {
+                drop(state.forget_source());
+            } else if matches!(error, ReadError::Blob(_)) {
+                self.source_is_wrong(state, info, &planned.chunk, &error);
+            }
+        }
+        for piece in pieces {
+            piece.fail(error.clone());
+        }
+    }
+
+    fn log_failure(&self, info: &BlobInfo, chunk: &ChunkRef, error: &ReadError) {
+        if let Some(left_out) = self.log_limit.admit() {
+            tracing::error!(blob = %info.id, chunk = %chunk.chunk, file_offset = chunk.file_offset, left_out,
+                "reading failed: {error}");
+        }
+    }
+}
+
+/// The chunks of a decoded unit. Good ones say whether something was known to check them against.
+#[derive(Default)]
+struct Verified {
+    good: Vec<(Member, bool)>,
+    bad: Vec<(Member, ReadError)>,
+}
+
+/// Ends pieces that waited for a unit.
+fn end_pieces(info: &BlobInfo, pieces: Vec<Piece>, verified: &Verified, plain: &[u8]) {
+    for piece in pieces {
+        let at = piece.chunk.uncompressed_offset;
+        let same = |member: &Member| {
+            member.uncompressed_offset == at
+                && u32::try_from(member.range.len()) == Ok(piece.chunk.uncompressed_size)
+        };
+        if let Some((_, error)) = verified.bad.iter().find(|(member, _)| member.uncompressed_offset == at) {
+            piece.fail(error.clone());
+            continue;
+        }
+        let bytes = verified
+            .good
+            .iter()
+            .find(|(member, _)| same(member))
+            .and_then(|(member, _)| plain.get(member.range.clone()));
+        if !bytes.is_some_and(|bytes| piece.finish_from_chunk(bytes)) {
+            piece.fail(ReadError::Mismatch { blob: info.id.clone(), chunk: piece.chunk.chunk });
+        }
+    }
+}

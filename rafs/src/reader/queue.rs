@@ -1,0 +1,68 @@
+//! The queue that fetch threads live on.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// A queue of jobs that can be closed.
+#[derive(Debug)]
+pub(super) struct Queue<J> {
+    state: Mutex<State<J>>,
+    arrived: Condvar,
+}
+
+#[derive(Debug)]
+struct State<J> {
+    jobs: VecDeque<J>,
+    closed: bool,
+}
+
+impl<J> Queue<J> {
+    pub fn new() -> Self {
+        Self { state: Mutex::new(State { jobs: VecDeque::new(), closed: false }), arrived: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<J>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a job at the end; gives it back when the queue is closed.
+    pub fn push(&self, job: J) -> Result<(), J> {
+        let mut state = self.state();
+        if state.closed {
+            return Err(job);
+        }
+        state.jobs.push_back(job);
+        drop(state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// The next job; waits for one. `None`: closed.
+    pub fn pop(&self) -> Option<J> {
+        let mut state = self.state();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Closes the queue and takes what was in it.
+    pub fn close(&self) -> Vec<J> {
+        let mut state = self.state();
+        state.closed = true;
+        let rest = state.jobs.drain(..).collect();
+        drop(state);
+        self.arrived.notify_all();
+        rest
+    }
+
+    /// Whether it has been closed.
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+}

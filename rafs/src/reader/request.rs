@@ -1,0 +1,241 @@
+//! One read that could not be answered at once, and the pieces it is made of.
+
+use super::ReadError;
+use crate::image::ChunkRef;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Takes the bytes of a read. Calls come from fetch threads, one at a time, in any order of positions.
+pub trait ReadSink: Send {
+    /// Copies `data` to byte `at` of the reply.
+    fn fill(&mut self, at: usize, data: &[u8]);
+
+    /// Copies `len` bytes at `offset` of `file` to byte `at` of the reply.
+    ///
+    /// # Errors
+    /// The file cannot be read, or ends before that (then [`io::ErrorKind::UnexpectedEof`]). The same piece may
+    /// then come again by another way.
+    fn fill_from(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()>;
+
+    /// The read is over: the number of bytes, all of them filled, or why not. Called exactly once.
+    fn finish(self: Box<Self>, result: Result<usize, ReadError>);
+}
+
+/// A read in progress. Ends when all its pieces have ended, when one fails, at its deadline, or when everybody
+/// forgot about it: its sink hears of the end in each case, exactly once.
+pub(super) struct Request {
+    len: usize,
+    /// When it fails.
+    pub deadline: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    sink: Option<Box<dyn ReadSink>>,
+    /// Pieces that are not done, and one for the planning itself.
+    outstanding: usize,
+}
+
+impl Request {
+    pub fn new(len: usize, deadline: Instant, sink: Box<dyn ReadSink>) -> Arc<Self> {
+        let state = Mutex::new(State { sink: Some(sink), outstanding: 1 });
+        Arc::new(Self { len, deadline, state })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the sink has heard of the end. True also for a moment before that.
+    pub fn is_over(&self) -> bool {
+        self.state.try_lock().is_ok_and(|state| state.sink.is_none())
+    }
+
+    /// A piece of it to be done: `len` bytes of `chunk` from its byte `skip` on go to byte `at`.
+    pub fn piece(self: &Arc<Self>, chunk: ChunkRef, skip: u32, len: u32, at: usize) -> Piece {
+        self.state().outstanding += 1;
+        Piece { request: Arc::clone(self), chunk, skip, len, at }
+    }
+
+    /// Zeros `len` bytes at byte `at`.
+    pub fn fill_zeros(&self, at: usize, len: u64) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        if let Some(sink) = &mut self.state().sink {
+            let mut done = 0;
+            while done < len {
+                let n = usize::try_from(len - done).unwrap_or(usize::MAX).min(ZEROS.len());
+                let position = usize::try_from(done).unwrap_or(usize::MAX).saturating_add(at);
+                sink.fill(position, ZEROS.get(..n).unwrap_or_default());
+                done += n as u64;
+            }
+        }
+    }
+
+    /// One piece, or the planning, is done.
+    pub fn done(&self) {
+        let mut state = self.state();
+        state.outstanding = state.outstanding.saturating_sub(1);
+        if state.outstanding > 0 {
+            return;
+        }
+        let sink = state.sink.take();
+        drop(state);
+        if let Some(sink) = sink {
+            sink.finish(Ok(self.len));
+        }
+    }
+
+    /// Ends the read with an error, unless it is over.
+    pub fn fail(&self, error: ReadError) {
+        let sink = self.state().sink.take();
+        if let Some(sink) = sink {
+            sink.finish(Err(error));
+        }
+    }
+
+    /// As [`fail`](Self::fail), but gives up when the sink is being filled at this moment. Says whether the
+    /// read is over.
+    pub fn try_fail(&self, error: ReadError) -> bool {
+        let Ok(mut state) = self.state.try_lock() else { return false };
+        let sink = state.sink.take();
+        drop(state);
+        if let Some(sink) = sink {
+            sink.finish(Err(error));
+        }
+        true
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.fail(ReadError::Internal);
+    }
+}
+
+/// A piece of a read that lies in one chunk. Dropped without an end it leaves the request to its deadline, or
+/// to its own drop if it was the last one.
+pub(super) struct Piece {
+    request: Arc<Request>,
+    /// The chunk.
+    pub chunk: ChunkRef,
+    skip: u32,
+    len: u32,
+    at: usize,
+}
+
+impl Piece {
+    /// Whether nobody waits for it any more.
+    pub fn is_over(&self) -> bool {
+        self.request.is_over()
+    }
+
+    /// Ends it with data from the plain chunk; false when the chunk is too short for it.
+    pub fn finish_from_chunk(&self, plain: &[u8]) -> bool {
+        let range = || {
+            let start = usize::try_from(self.skip).ok()?;
+            plain.get(start..start.checked_add(usize::try_from(self.len).ok()?)?)
+        };
+        let Some(data) = range() else { return false };
+        if let Some(sink) = &mut self.request.state().sink {
+            sink.fill(self.at, data);
+        }
+        self.request.done();
+        true
+    }
+
+    /// Ends it with data from a file in which the chunk starts at `chunk_offset`.
+    pub fn finish_from_file(&self, file: BorrowedFd<'_>, chunk_offset: u64) -> io::Result<()> {
+        let len = usize::try_from(self.len).map_err(io::Error::other)?;
+        if let Some(sink) = &mut self.request.state().sink {
+            sink.fill_from(self.at, file, chunk_offset.saturating_add(self.skip.into()), len)?;
+        }
+        self.request.done();
+        Ok(())
+    }
+
+    /// Ends the whole read with an error.
+    pub fn fail(&self, error: ReadError) {
+        self.request.fail(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{BlobIndex, ChunkIndex};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    type End = (Vec<u8>, Result<usize, ReadError>);
+
+    struct Probe(Vec<u8>, Sender<End>);
+
+    impl ReadSink for Probe {
+        fn fill(&mut self, at: usize, data: &[u8]) {
+            self.0[at..at + data.len()].copy_from_slice(data);
+        }
+        fn fill_from(&mut self, _: usize, _: BorrowedFd<'_>, _: u64, _: usize) -> io::Result<()> {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+        fn finish(self: Box<Self>, result: Result<usize, ReadError>) {
+            self.1.send((self.0, result)).unwrap();
+        }
+    }
+
+    fn request(len: usize) -> (Arc<Request>, Receiver<End>) {
+        let (tx, rx) = channel();
+        (Request::new(len, Instant::now(), Box::new(Probe(vec![9; len], tx))), rx)
+    }
+
+    fn chunk() -> ChunkRef {
+        ChunkRef {
+            blob: BlobIndex(0),
+            chunk: ChunkIndex(0),
+            uncompressed_offset: 0,
+            uncompressed_size: 4,
+            file_offset: 0,
+            record: 0,
+        }
+    }
+
+    #[test]
+    fn ends_once_when_all_pieces_have() {
+        let (request, rx) = request(7);
+        let (a, b) = (request.piece(chunk(), 1, 2, 0), request.piece(chunk(), 0, 4, 2));
+        request.fill_zeros(6, 1);
+        request.done();
+        assert!(a.finish_from_chunk(b"abcd"));
+        assert!(!b.finish_from_chunk(b"abc"), "chunk too short");
+        rx.try_recv().unwrap_err();
+        assert!(b.finish_from_chunk(b"efgh"));
+        assert!(request.is_over());
+        let (bytes, result) = rx.try_recv().unwrap();
+        assert_eq!((bytes.as_slice(), result.unwrap()), (&b"bcefgh\0"[..], 7));
+        request.fail(ReadError::Shutdown);
+        drop((request, a, b));
+        rx.try_recv().unwrap_err();
+    }
+
+    #[test]
+    fn a_failure_ends_it_and_later_pieces_do_nothing() {
+        let (request, rx) = request(4);
+        let piece = request.piece(chunk(), 0, 4, 0);
+        request.done();
+        assert!(request.try_fail(ReadError::Shutdown));
+        assert!(matches!(rx.try_recv().unwrap().1, Err(ReadError::Shutdown)));
+        assert!(piece.finish_from_chunk(b"abcd"));
+        rx.try_recv().unwrap_err();
+    }
+
+    #[test]
+    fn forgotten_reads_still_end() {
+        let (request, rx) = request(4);
+        let piece = request.piece(chunk(), 0, 4, 0);
+        request.done();
+        drop(request);
+        rx.try_recv().unwrap_err();
+        drop(piece);
+        assert!(matches!(rx.try_recv().unwrap().1, Err(ReadError::Internal)));
+    }
+}

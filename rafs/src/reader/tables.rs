@@ -1,0 +1,224 @@
+//! Finding out where a blob's chunks are: chunk info tables from the cache directory, the blob, or a file that a
+//! snapshotter shipped (blob.md section 14).
+
+use super::ReadError;
+use super::blobs::{BlobState, Source, plain_file_name, table_file_name};
+use super::core::{Core, Job};
+use crate::blob::{self, BlobError, ChunkTable};
+use crate::ids::BlobIndex;
+use crate::image::{BlobInfo, ChunkRef, FsVersion, MetaBlob};
+use crate::layout::blob::BlobFeatures;
+use crate::store::{ErrorClass, FetchRequest, Priority, StoreError};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Which way a table came.
+enum Way {
+    /// As the builder stored it, in the blob or the meta blob.
+    Stored { attempt: u32 },
+    /// As `ID.blob.meta`, after the first way failed so.
+    Shipped(ReadError),
+}
+
+/// A table, or why there is none.
+pub(super) struct Arrival {
+    blob: BlobIndex,
+    way: Way,
+    result: Result<Vec<u8>, StoreError>,
+}
+
+impl Core {
+    /// Begins to look for the source of a blob. Those who wait are in its state.
+    pub fn load_source(self: &Arc<Self>, state: &BlobState, info: &BlobInfo) {
+        if info.features.contains(BlobFeatures::EXTERNAL) {
+            let why =
+                "it is in an external store (EXTERNAL), which is not supported; convert the image without it";
+            let error = BlobError::Unsupported { blob: info.id.clone(), why };
+            return self.source_failed(state, &error.into());
+        }
+        if info.features.contains(BlobFeatures::TARFS) {
+            return self.source_found(state, Source::Tar);
+        }
+        if self.image.version() == FsVersion::V5 {
+            return self.source_found(state, Source::Records);
+        }
+        if let Some(table) = self.cached_table(state, info) {
+            return self.source_found(state, Source::Table(Arc::new(table)));
+        }
+        self.ask_for_table(state.index, info, 0);
+    }
+
+    /// The table in the cache directory.
+    fn cached_table(&self, state: &BlobState, info: &BlobInfo) -> Option<ChunkTable> {
+        let dir = self.cache_dir.as_ref().filter(|_| !state.distrust_cached_table.load(Ordering::Relaxed))?;
+        if !crate::store::is_safe_object_name(&info.id) {
+            return None;
+        }
+        let name = table_file_name(&info.id);
+        let (file, _) = dir.open_file(&name, false).ok()?;
+        let len = blob::cached_table_len(info).ok()?;
+        if file.metadata().ok()?.len() != len {
+            return None;
+        }
+        let mut bytes = vec![0; usize::try_from(len).ok()?];
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        match blob::parse_cached_table(info, bytes) {
+            Ok(table) => Some(table),
+            Err(error) => {
+                tracing::warn!(%error, file = %dir.path_of(&name), "cached chunk info not used");
+                None
+            }
+        }
+    }
+
+    fn ask_for_table(self: &Arc<Self>, blob: BlobIndex, info: &BlobInfo, attempt: u32) {
+        let way = Way::Stored { attempt };
+        if blob::is_legacy_stargz(info) {
+            let why = "legacy eStargz blobs carry no chunk info";
+            let error = BlobError::Unsupported { blob: info.id.clone(), why };
+            return self.ask_for_shipped_table(blob, info, error.into());
+        }
+        let object: Arc<str> = match &info.meta_blob {
+            Some(MetaBlob::Named { id, .. } | MetaBlob::BootstrapFile { id }) => id.as_str().into(),
+            None => info.id.as_str().into(),
+        };
+        match blob::stored_table_range(info) {
+            Ok(range) => self.ask(blob, way, object, range, attempt),
+            Err(error) => self.ask_for_shipped_table(blob, info, error.into()),
+        }
+    }
+
+    fn ask_for_shipped_table(self: &Arc<Self>, blob: BlobIndex, info: &BlobInfo, first: ReadError) {
+        match blob::cached_table_len(info) {
+            Ok(len) => self.ask(blob, Way::Shipped(first), table_file_name(&info.id).into(), 0..len, 0),
+            Err(_) => self.no_table(blob, info, first),
+        }
+    }
+
+    fn ask(self: &Arc<Self>, blob: BlobIndex, way: Way, object: Arc<str>, range: Range<u64>, attempt: u32) {
+        let request = FetchRequest { object, range, buffer: Vec::new(), attempt, priority: Priority::Demand };
+        let core = Arc::clone(self);
+        let done = move |result| core.push(Job::Table(Arrival { blob, way, result }));
+        self.store.fetch(request, Box::new(done));
+    }
+
+    /// A table has come, or has not.
+    pub fn table_arrived(self: &Arc<Self>, arrival: Arrival) {
+        let Arrival { blob, way, result } = arrival;
+        let Ok((state, info)) = self.blob(blob) else { return };
+        match way {
+            Way::Stored { attempt } => {
+                let transient = result.as_ref().is_err_and(|e| e.class == ErrorClass::Transient);
+                let parsed = result
+                    .map_err(ReadError::from)
+                    .and_then(|bytes| blob::parse_stored_table(info, &bytes).map_err(ReadError::from));
+                match parsed {
+                    Ok(table) => {
+                        self.keep_table(info, &table);
+                        self.source_found(state, Source::Table(Arc::new(table)));
+                    }
+                    Err(error) if attempt == 0 && (transient || matches!(error, ReadError::Blob(_))) => {
+                        self.ask_for_table(blob, info, 1);
+                    }
+                    Err(error) => self.ask_for_shipped_table(blob, info, error),
+                }
+            }
+            Way::Shipped(first) => {
+                let parsed = result
+                    .map_err(ReadError::from)
+                    .and_then(|bytes| blob::parse_cached_table(info, bytes).map_err(ReadError::from));
+                match parsed {
+                    Ok(table) => self.shipped_table_found(blob, table),
+                    Err(_) => self.no_table(blob, info, first),
+                }
+            }
+        }
+    }
+
+    /// The table is there; is it the blob's data that is there as well, or a file of plain data?
+    fn shipped_table_found(self: &Arc<Self>, blob: BlobIndex, table: ChunkTable) {
+        let Ok((_, info)) = self.blob(blob) else { return };
+        let plain: Arc<str> = plain_file_name(&info.id).into();
+        let core = Arc::clone(self);
+        let decide = move |plain_size: Option<u64>, core: &Arc<Self>| {
+            let Ok((state, info)) = core.blob(blob) else { return };
+            let source = match plain_size {
+                Some(size) if size >= info.uncompressed_size => {
+                    Source::Plain(plain_file_name(&info.id).into())
+                }
+                _ => Source::Table(Arc::new(table)),
+            };
+            core.source_found(state, source);
+        };
+        self.store.size(
+            &info.id,
+            Box::new(move |own| match own {
+                Ok(_) => decide(None, &core),
+                Err(_) => {
+                    let again = Arc::clone(&core);
+                    core.store.size(&plain, Box::new(move |size| decide(size.ok(), &again)));
+                }
+            }),
+        );
+    }
+
+    /// No table anywhere: legacy eStargz blobs get one from the image, others cannot be read.
+    fn no_table(self: &Arc<Self>, blob: BlobIndex, info: &BlobInfo, error: ReadError) {
+        let Ok((state, _)) = self.blob(blob) else { return };
+        if blob::is_legacy_stargz(info) {
+            return match ChunkTable::from_records(info, self.image.chunk_table()) {
+                Ok(table) => self.source_found(state, Source::Table(Arc::new(table))),
+                Err(error) => self.source_failed(state, &error.into()),
+            };
+        }
+        self.source_failed(state, &error);
+    }
+
+    fn source_found(&self, state: &BlobState, source: Source) {
+        let pieces = state.set_source(source);
+        if !pieces.is_empty() {
+            self.push(Job::Pieces(pieces));
+        }
+    }
+
+    fn source_failed(&self, state: &BlobState, error: &ReadError) {
+        let pieces = state.forget_source();
+        if let Some(left_out) = self.log_limit.admit() {
+            tracing::error!(left_out, "chunks of a blob cannot be located: {error}");
+        }
+        for piece in pieces {
+            piece.fail(error.clone());
+        }
+    }
+
+    /// Data does not fit to the chunk info: get that anew, and not from the cache directory.
+    pub fn source_is_wrong(&self, state: &BlobState, info: &BlobInfo, chunk: &ChunkRef, error: &ReadError) {
+        tracing::debug!(blob = %info.id, chunk = %chunk.chunk, %error, "chunk info is looked up again");
+        state.distrust_cached_table.store(true, Ordering::Relaxed);
+        let pieces = state.forget_source();
+        if !pieces.is_empty() {
+            self.push(Job::Pieces(pieces));
+        }
+    }
+
+    /// Leaves the plain table in the cache directory, so that a restart needs no store for it.
+    fn keep_table(&self, info: &BlobInfo, table: &ChunkTable) {
+        let _ = (info, table);
+    }
+
+    /// At start: says which blobs are missing, and loads chunk info ahead of the first read.
+    pub fn warm(self: &Arc<Self>, blob: BlobIndex) {
+        let Ok((state, info)) = self.blob(blob) else { return };
+        if self.image.version() != FsVersion::V6 || info.features.contains(BlobFeatures::TARFS) {
+            return;
+        }
+        let mut source = state.source();
+        if matches!(*source, super::blobs::SourceState::Idle) {
+            *source = super::blobs::SourceState::Loading(Vec::new());
+            drop(source);
+            self.load_source(state, info);
+        }
+    }
+}
