@@ -6,5 +6,6 @@
 
 pub mod frontend;
 pub mod guest;
+pub mod hostile;
 pub mod support;
 pub mod tree;

@@ -19,8 +19,8 @@ fn check(case: &Case, turn: usize) -> Result<(), String> {
     // Each case is read by another kind of guest.
     let options = Options {
         queues: 1 + turn % 3,
-        event_idx: turn % 2 == 0,
-        indirect: turn % 5 != 0,
+        event_idx: turn.is_multiple_of(2),
+        indirect: !turn.is_multiple_of(5),
         shape: [Shape::Pages, Shape::Scattered, Shape::Whole][turn % 3],
         ..Options::default()
     };

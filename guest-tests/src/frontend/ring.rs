@@ -289,6 +289,21 @@ impl Ring {
         Ok(Some((head, len)))
     }
 
+    /// Takes the next used entry as it is, id and length, without asking whether such a request exists.
+    ///
+    /// # Errors
+    /// Only for a ring that lies outside memory.
+    pub fn raw_pop(&mut self, mem: &GuestMemory) -> Result<Option<(u32, u32)>> {
+        if self.raw_used_ahead(mem)? == 0 {
+            return Ok(None);
+        }
+        let mut entry = [0; 8];
+        mem.read(self.used + 4 + 8 * u64::from(self.last_used % self.size), &mut entry)?;
+        self.last_used = self.last_used.wrapping_add(1);
+        let [a, b, c, d, len @ ..] = entry;
+        Ok(Some((u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(len))))
+    }
+
     /// How far the device's used index is ahead of what was taken; reads nothing else.
     ///
     /// # Errors

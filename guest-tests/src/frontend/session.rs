@@ -84,6 +84,12 @@ impl Session {
         Self { device, pending, in_flight: 0, next_unique: 2, stash: VecDeque::new(), segments: Vec::new() }
     }
 
+    /// The unique id that the next request will have.
+    #[must_use]
+    pub fn next_unique(&self) -> u64 {
+        self.next_unique
+    }
+
     /// Requests not yet answered.
     #[must_use]
     pub fn in_flight(&self) -> usize {
