@@ -82,6 +82,7 @@ pub struct Ring {
     avail_idx: u16,
     published: u16,
     last_used: u16,
+    scratch: Vec<u8>,
 }
 
 impl Ring {
@@ -119,6 +120,7 @@ impl Ring {
             avail_idx: 0,
             published: 0,
             last_used: 0,
+            scratch: Vec::new(),
         };
         mem.fill(desc, 16 * entries, 0)?;
         mem.fill(avail, 6 + 2 * entries, 0)?;
@@ -147,12 +149,13 @@ impl Ring {
         let head = self.free_head;
         let last = segments.len() - 1;
         if let Some(table) = table {
-            let mut bytes = Vec::with_capacity(16 * segments.len());
+            let bytes = &mut self.scratch;
+            bytes.clear();
             for (i, s) in segments.iter().enumerate() {
                 let next = u16::try_from(i + 1).map_err(|_| FrontendError::RingFull(self.index))?;
                 bytes.extend_from_slice(&segment_descriptor(s, i != last, next).bytes());
             }
-            mem.write(table, &bytes)?;
+            mem.write(table, bytes)?;
             let len = u32::try_from(bytes.len()).map_err(|_| FrontendError::RingFull(self.index))?;
             let d = Descriptor { addr: table, len, flags: INDIRECT, next: 0 };
             mem.write(self.desc + 16 * u64::from(head), &d.bytes())?;
