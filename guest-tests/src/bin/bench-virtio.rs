@@ -61,10 +61,7 @@ fn main() -> Result<()> {
     std::fs::create_dir(&source)?;
     make_tree(&source, args.file_mib)?;
     let image = Image::build(&source, args.rafs, &[])?;
-    let cache = scratch.path().join("cache");
-    std::fs::create_dir(&cache)?;
-    let cache_dir = cache.display().to_string();
-    let ours = Daemon::rafsd(&image.bootstrap, &image.blobs, 1, &["--cache-dir", &cache_dir])?;
+    let ours = Daemon::rafsd(&image.bootstrap, &image.blobs, 1, &[])?;
     let peer = Daemon::virtiofsd(&source)?;
     if peer.is_none() {
         println!("virtiofsd is not installed: figures of rafsd alone (`make bench-peer` builds the peer)");

@@ -7,14 +7,14 @@ use super::daemon::Daemon;
 use super::image::{Case, corpus};
 use crate::frontend::{Client, FrontendError, Options};
 
-/// One interop case behind a running `rafsd` with a cache directory of its own.
+/// One interop case behind a running `rafsd` with a copy of its blobs.
 #[derive(Debug)]
 pub struct Served {
     /// The daemon.
     pub daemon: Daemon,
     /// The image and its tree.
     pub case: Case,
-    _cache: TempDir,
+    _blobs: TempDir,
 }
 
 impl Served {
@@ -32,10 +32,14 @@ impl Served {
     /// # Errors
     /// When rafsd does not start.
     pub fn serve(case: Case, queues: usize) -> Result<Self> {
-        let cache = tempfile::tempdir()?;
-        let dir = cache.path().to_string_lossy().into_owned();
-        let daemon = Daemon::rafsd(&case.image.bootstrap, &case.image.blobs, queues, &["--cache-dir", &dir])?;
-        Ok(Self { daemon, case, _cache: cache })
+        // The daemon keeps its cache files beside the blobs, and the corpus must stay as it is.
+        let blobs = tempfile::tempdir()?;
+        for blob in std::fs::read_dir(&case.image.blobs)? {
+            let blob = blob?;
+            std::fs::copy(blob.path(), blobs.path().join(blob.file_name()))?;
+        }
+        let daemon = Daemon::rafsd(&case.image.bootstrap, blobs.path(), queues, &[])?;
+        Ok(Self { daemon, case, _blobs: blobs })
     }
 
     /// A mounted guest with little memory.
