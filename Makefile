@@ -78,6 +78,10 @@ bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
 	[ -x $(PEER_DIR)/bin/virtiofsd ] || CARGO_TARGET_DIR=$(PEER_DIR)/build \
 	  $(CARGO) install virtiofsd --version 1.14.0 --locked --root $(PEER_DIR)
 
+.PHONY: test-peer
+test-peer: deps bench-peer ## The test tools themselves against virtiofsd
+	$(CARGO) test -p guest-tests --test frontend_peer --test guest_peer -- --ignored
+
 .PHONY: clean
 clean: ## Remove all build output and the cached guest
 	$(CARGO) clean

@@ -3,7 +3,10 @@
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=../.git/HEAD");
+    // The log of HEAD grows with every commit; a source archive has none.
+    if let Some(log) = said_by("git", &["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo::rerun-if-changed={log}");
+    }
     println!("cargo::rerun-if-env-changed=RAFS_GIT_COMMIT");
     println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
     let commit = std::env::var("RAFS_GIT_COMMIT").ok().or_else(|| said_by("git", &["rev-parse", "HEAD"]));

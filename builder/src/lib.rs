@@ -6,11 +6,13 @@
 //! * `tree`: the tree in memory, and its numbering.
 //! * `pack`: pieces of files to stored chunks, and the blob file.
 //! * `write`: v5 and v6 bootstraps.
+//! * `blobs`: data of existing images, read back: [`verify`].
 //! * [`build`](create): the steps from a source to an image.
 //! * [`cmd`]: the `rafs-image` command line; thin.
 //!
 //! What does not: the formats (`rafs::layout`), reading images (`rafs::image`, `rafs::reader`).
 
+mod blobs;
 mod build;
 pub mod cmd;
 mod error;
@@ -23,6 +25,7 @@ mod source;
 mod tree;
 mod write;
 
+pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
 pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, create};
 pub use error::BuildError;
 pub use options::{ChunkSize, ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};

@@ -7,14 +7,8 @@ use crate::error::BuildError;
 use rafs::codec::{Compressor, Digester};
 use rafs::layout::{CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN};
 
-/// Metadata format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// RAFS v5.
-    V5,
-    /// RAFS v6: an EROFS file system with RAFS tables.
-    V6,
-}
+/// Metadata format: RAFS v5, or v6 (an EROFS file system with RAFS tables).
+pub use rafs::image::FsVersion as Version;
 
 /// Which entries of a source mark deletions in lower layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -255,11 +255,8 @@ fn checked_id(id: String) -> anyhow::Result<String> {
 }
 
 fn write_json(options: &CreateOptions, report: &CreateReport, path: &std::path::Path) -> anyhow::Result<()> {
-    let fs_version = match options.image.version {
-        Version::V5 => "5",
-        Version::V6 => "6",
-    };
-    let mut json = Report::new(&report.bootstrap, &report.blobs, fs_version, options.image.compressor.name());
+    let mut json =
+        Report::new(&report.bootstrap, &report.blobs, options.image.version, options.image.compressor.name());
     let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     json.trace = Trace {
         consumed_time: report.seconds.clone(),

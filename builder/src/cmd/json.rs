@@ -2,8 +2,8 @@
 //!
 //! Owns: its fields. Does not own: which commands write it.
 
-use super::version;
 use anyhow::Context as _;
+use rafs::image::FsVersion;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ pub(super) struct Report<'a> {
     /// For people; no fixed set of keys.
     pub trace: Trace<'a>,
     /// `5` or `6`.
-    pub fs_version: &'static str,
+    pub fs_version: String,
     /// Name of the superblock's compressor.
     pub compressor: &'static str,
 }
@@ -42,24 +42,33 @@ impl<'a> Report<'a> {
     pub(super) fn new(
         bootstrap: &Path,
         blobs: &'a [String],
-        fs_version: &'static str,
+        version: FsVersion,
         compressor: &'static str,
     ) -> Self {
         Self {
-            version: version::version_and_commit(),
+            version: super::version::version_and_commit(),
             bootstrap: bootstrap.to_string_lossy().into_owned(),
             blobs,
             external_bootstrap: "",
             external_blobs: [],
             trace: Trace::default(),
-            fs_version,
+            fs_version: version.to_string(),
             compressor,
         }
     }
 
     /// Writes it to `path`, over several lines.
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_string_pretty(self).context("cannot encode the JSON report")?;
+        Self::put(serde_json::to_string_pretty(self), path)
+    }
+
+    /// Writes it to `path`, in one line.
+    pub(super) fn write_compact(&self, path: &Path) -> anyhow::Result<()> {
+        Self::put(serde_json::to_string(self), path)
+    }
+
+    fn put(text: serde_json::Result<String>, path: &Path) -> anyhow::Result<()> {
+        let text = text.context("cannot encode the JSON report")?;
         std::fs::write(path, text).with_context(|| format!("cannot write the JSON report {path:?}"))
     }
 }

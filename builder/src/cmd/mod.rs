@@ -5,6 +5,7 @@
 //!
 //! Exit status: 0 success, 1 a failure at run time, 2 a usage error. stdout carries results only.
 
+mod check;
 mod create;
 mod generate;
 mod json;
@@ -51,6 +52,8 @@ struct Cli {
 enum Command {
     /// Make an image from a directory
     Create(Box<create::CreateArgs>),
+    /// Check an image: all of its metadata, and its data when the blobs are given
+    Check(check::CheckArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
     /// Write manual pages into a directory
@@ -82,6 +85,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     finish(match command {
         Command::Create(args) => create::run(&args, &bar),
+        Command::Check(args) => check::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     })

@@ -1,0 +1,220 @@
+//! Data blobs of an existing image, read one unit at a time.
+//!
+//! Owns: finding a blob's files in a directory, its chunk table, reading and decoding units, what a chunk must
+//! match. Does not own: what chunks are read for. No cache: whoever uses this reads each unit once.
+
+mod error;
+mod units;
+mod verify;
+
+pub use error::BlobDataError;
+pub use verify::{VerifyReport, verify};
+
+use rafs::blob::{self, ChunkTable, DigestIndex, Expected, Toc, Unit};
+use rafs::codec::Digest;
+use rafs::ids::{BlobIndex, ChunkIndex};
+use rafs::image::{BlobInfo, FsVersion, Image, MetaBlob};
+use rafs::layout::blob::BlobFeatures;
+use rafs::layout::toc::NAME_DIGEST;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Where the blobs of an image are.
+#[derive(Clone, Debug)]
+pub enum BlobPlace {
+    /// In a directory, each under its id.
+    Directory(PathBuf),
+    /// In this file, whatever the id.
+    File(PathBuf),
+}
+
+/// All blobs of one image, open.
+#[derive(Debug)]
+pub(crate) struct Blobs<'a> {
+    image: &'a Image,
+    blobs: Vec<OpenBlob<'a>>,
+    digests: DigestIndex,
+}
+
+/// One blob.
+#[derive(Debug)]
+pub(crate) struct OpenBlob<'a> {
+    /// What the image says of it.
+    pub info: &'a BlobInfo,
+    /// Its file.
+    pub path: PathBuf,
+    file: File,
+    size: u64,
+    /// v6: its chunk table. TARFS blobs and v5 ones have none.
+    table: Option<ChunkTable>,
+    toc: Option<Toc>,
+    /// Digest array, when there is one.
+    digests: Vec<Digest>,
+    /// The file holds the plain address space (`ID.blob.data`).
+    plain: bool,
+}
+
+/// Memory that reading units reuses.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    stored: Vec<u8>,
+    scratch: Vec<u8>,
+    /// The unit that was read last.
+    pub plain: Vec<u8>,
+}
+
+impl<'a> Blobs<'a> {
+    /// Opens every blob of `image`, whose bootstrap is `bootstrap`.
+    ///
+    /// # Errors
+    /// The first blob that is missing, too short, or whose tables contradict the image.
+    pub(crate) fn open(image: &'a Image, bootstrap: &Path, place: &BlobPlace) -> Result<Self, BlobDataError> {
+        let digests = match image.version() {
+            FsVersion::V5 => DigestIndex::default(),
+            FsVersion::V6 => DigestIndex::new(image.chunk_table(), image.blobs().len()),
+        };
+        let open = |info| OpenBlob::open(image, info, bootstrap, place);
+        let blobs = image.blobs().iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { image, blobs, digests })
+    }
+
+    /// The blobs, in table order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &OpenBlob<'a>> {
+        self.blobs.iter()
+    }
+
+    /// What a chunk of a v6 blob must match.
+    fn expected(&self, blob: &OpenBlob<'_>, chunk: ChunkIndex, crc32c: Option<u32>) -> Expected {
+        let records = self.image.chunk_table();
+        if let Some(record) = self.digests.find(records, blob.info.index, chunk) {
+            return Expected::of_record(blob.info.digester, record);
+        }
+        match (blob.digests.get(chunk.as_usize()), crc32c) {
+            (Some(digest), _) => Expected::Digest(blob.info.digester, *digest),
+            (None, Some(crc)) => Expected::Crc32c(crc),
+            (None, None) => Expected::Nothing,
+        }
+    }
+}
+
+impl<'a> OpenBlob<'a> {
+    fn open(
+        image: &Image,
+        info: &'a BlobInfo,
+        bootstrap: &Path,
+        place: &BlobPlace,
+    ) -> Result<Self, BlobDataError> {
+        let external = info.features.contains(BlobFeatures::EXTERNAL);
+        if external || info.id.contains('/') || matches!(info.id.as_str(), "" | "." | "..") {
+            return Err(BlobDataError::Unusable { blob: info.id.clone(), external });
+        }
+        let path = match place {
+            BlobPlace::Directory(dir) => dir.join(&info.id),
+            BlobPlace::File(file) => file.clone(),
+        };
+        let (path, file, plain) = match File::open(&path) {
+            Ok(file) => (path, file, false),
+            // The form of `--blob-cache-dir`: plain data, and the table beside it.
+            Err(e) => match File::open(path.with_file_name(format!("{}.blob.data", info.id))) {
+                Ok(file) => (path.with_file_name(format!("{}.blob.data", info.id)), file, true),
+                Err(_) => return Err(BlobDataError::io(&info.id, "open", &path)(e)),
+            },
+        };
+        let size = file.metadata().map_err(BlobDataError::io(&info.id, "stat", &path))?.len();
+        let expected = if plain { info.uncompressed_size } else { blob::data_size(info) };
+        if size < expected && !info.features.contains(BlobFeatures::IS_CHUNKDICT_GENERATED) {
+            return Err(BlobDataError::Short { blob: info.id.clone(), path, actual: size, expected });
+        }
+        let mut open = Self { info, path, file, size, table: None, toc: None, digests: Vec::new(), plain };
+        if image.version() == FsVersion::V6 && !info.features.contains(BlobFeatures::TARFS) {
+            open.read_tables(image, bootstrap)?;
+        }
+        Ok(open)
+    }
+
+    fn read_tables(&mut self, image: &Image, bootstrap: &Path) -> Result<(), BlobDataError> {
+        let info = self.info;
+        let beside = |name: &str| self.path.with_file_name(name);
+        let cached = beside(&format!("{}.blob.meta", info.id));
+        if self.plain || (blob::is_legacy_stargz(info) && cached.exists()) {
+            let bytes = std::fs::read(&cached).map_err(BlobDataError::io(&info.id, "read", &cached))?;
+            self.table = Some(blob::parse_cached_table(info, bytes)?);
+            return Ok(());
+        }
+        if blob::is_legacy_stargz(info) {
+            self.table = Some(ChunkTable::from_records(info, image.chunk_table())?);
+            return Ok(());
+        }
+        let other = match &info.meta_blob {
+            None => None,
+            Some(MetaBlob::Named { id, .. }) => Some(beside(id)),
+            Some(MetaBlob::BootstrapFile { id }) if beside(id).exists() => Some(beside(id)),
+            Some(MetaBlob::BootstrapFile { .. }) => Some(bootstrap.to_path_buf()),
+        };
+        let opened = other.as_ref().map(File::open).transpose();
+        let path = other.clone().unwrap_or_else(|| self.path.clone());
+        let meta = opened.map_err(BlobDataError::io(&info.id, "open", &path))?;
+        let file = meta.as_ref().unwrap_or(&self.file);
+        let size = file.metadata().map_err(BlobDataError::io(&info.id, "stat", &path))?.len();
+        let range = blob::stored_table_range(info)?;
+        let table = read_range(file, range, size).map_err(BlobDataError::io(
+            &info.id,
+            "read the chunk info table of",
+            &path,
+        ))?;
+        self.table = Some(blob::parse_stored_table(info, &table)?);
+        if info.features.contains(BlobFeatures::HAS_TOC)
+            && let Some(tail) = blob::toc_tail_range(size, info.toc_size)
+        {
+            let bytes = read_range(file, tail, size).map_err(BlobDataError::io(
+                &info.id,
+                "read the table of contents of",
+                &path,
+            ))?;
+            let toc = Toc::parse(&info.id, &bytes, size, &info.toc_digest)?;
+            if let Some(item) = toc.find(NAME_DIGEST) {
+                let bytes = read_range(file, item.range.clone(), size).map_err(BlobDataError::io(
+                    &info.id,
+                    "read the digests of",
+                    &path,
+                ))?;
+                let (digests, _) = bytes.as_chunks();
+                self.digests = digests.to_vec();
+            }
+            self.toc = Some(toc);
+        }
+        Ok(())
+    }
+
+    /// Reads and decodes a unit into `buffers.plain`.
+    fn read_unit(&self, unit: &Unit, buffers: &mut Buffers) -> Result<(), BlobDataError> {
+        if unit.stored_end() > self.size {
+            let (blob, path) = (self.info.id.clone(), self.path.clone());
+            return Err(BlobDataError::Short { blob, path, actual: self.size, expected: unit.stored_end() });
+        }
+        buffers.stored.resize(unit.stored_size as usize, 0);
+        self.file.read_exact_at(&mut buffers.stored, unit.stored_offset).map_err(BlobDataError::io(
+            &self.info.id,
+            "read",
+            &self.path,
+        ))?;
+        let Buffers { stored, scratch, plain } = buffers;
+        Ok(unit.decode(self.info, self.table.as_ref(), stored, scratch, plain)?)
+    }
+
+    /// Position in the blob table.
+    pub(crate) fn index(&self) -> BlobIndex {
+        self.info.index
+    }
+}
+
+/// Reads a range that must lie within a file of `size` bytes, before memory is taken for it.
+fn read_range(file: &File, range: std::ops::Range<u64>, size: u64) -> std::io::Result<Vec<u8>> {
+    let short =
+        || std::io::Error::other(format!("bytes {range:?} are outside of the file, which has {size}"));
+    let len = range.end.checked_sub(range.start).filter(|_| range.end <= size).ok_or_else(short)?;
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| short())?];
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes)
+}
