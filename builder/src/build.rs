@@ -7,8 +7,8 @@ use crate::options::{ImageOptions, PrefetchPolicy, Version};
 use crate::output::Output;
 use crate::pack::{self, BlobFile, Chunk, PackSettings, Packed};
 use crate::progress::Progress;
-use crate::source::DirectorySource;
-use crate::tree::Order;
+use crate::source::{DirectorySource, Source, TarSource};
+use crate::tree::{Order, Tree};
 use crate::write::{self, FileSink, Model};
 use rafs::ids::BlobIndex;
 use rafs::image::BlobInfo;
@@ -23,6 +23,8 @@ use std::time::Instant;
 pub enum SourceKind {
     /// A directory tree.
     Directory(PathBuf),
+    /// A tar archive in a file, FIFO or character device; plain, gzip or zstd.
+    Tar(PathBuf),
 }
 
 /// Where the data blob goes.
@@ -96,9 +98,9 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
         BootstrapTarget::File(path) => Output::create(path)?,
         BootstrapTarget::Directory(path) => Output::create_in(existing(path)?)?,
     };
-    let SourceKind::Directory(path) = &options.source;
-    let (mut source, mut tree) = DirectorySource::open(path, image, progress.clone())?;
-    let (packed, chunks) = pack::run(PackSettings::new(image), &mut source, &mut tree, &mut blob, progress)?;
+    let (mut source, mut tree) = open_source(options, progress)?;
+    let settings = PackSettings::new(image);
+    let (packed, chunks) = pack::run(settings, source.as_mut(), &mut tree, &mut blob, progress)?;
     drop(source);
     let packing = start.elapsed();
     report.seconds.insert("dump_blob", packing.as_secs_f64());
@@ -135,6 +137,22 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     };
     report.seconds.insert("total_build", start.elapsed().as_secs_f64());
     Ok(report)
+}
+
+fn open_source(
+    options: &CreateOptions,
+    progress: &Arc<Progress>,
+) -> Result<(Box<dyn Source>, Tree), BuildError> {
+    match &options.source {
+        SourceKind::Directory(path) => {
+            let (source, tree) = DirectorySource::open(path, &options.image, progress.clone())?;
+            Ok((Box::new(source), tree))
+        }
+        SourceKind::Tar(path) => {
+            let (source, tree) = TarSource::open(path, &options.image, progress.clone())?;
+            Ok((Box::new(source), tree))
+        }
+    }
 }
 
 fn existing(dir: &Path) -> Result<&Path, BuildError> {

@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Make an image from a directory.
+/// Make an image from a directory or a tar archive.
 ///
 /// Writes a data blob and a bootstrap that refers to it. Nothing appears under its final name before it is
 /// complete. The same input gives the same bytes, whatever the number of threads.
@@ -27,10 +27,12 @@ Examples:
     rafs-image create --bootstrap image.boot --blob-dir blobs rootfs/
   The same as v5, with lz4 and 64 KiB chunks:
     rafs-image create -v 5 --compressor lz4_block --chunk-size 0x10000 -B image.boot -D blobs rootfs/
+  A layer from a pipe, in one pass:
+    zcat layer.tar.gz | rafs-image create --type tar-rafs -B layer.boot -D blobs /dev/stdin
   Let a guest find the shell's data first:
     printf '/bin\\n/lib\\n' | rafs-image create --prefetch-policy fs -B image.boot -D blobs rootfs/")]
 pub(super) struct CreateArgs {
-    /// Directory to make the image from
+    /// Directory, file, FIFO or character device (/dev/stdin) to make the image from
     source: PathBuf,
 
     /// What SOURCE is
@@ -108,19 +110,25 @@ pub(super) struct CreateArgs {
 #[derive(Clone, Copy, Debug)]
 enum SourceType {
     Directory,
+    Tar,
+    TarGz,
+    Estargz,
 }
 
 impl clap::ValueEnum for SourceType {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Directory]
+        &[Self::Directory, Self::Tar, Self::TarGz, Self::Estargz]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        match self {
-            Self::Directory => Some(
-                PossibleValue::new("dir-rafs").alias("directory").help("a directory tree (also: directory)"),
-            ),
-        }
+        Some(match self {
+            Self::Directory => {
+                PossibleValue::new("dir-rafs").alias("directory").help("a directory tree (also: directory)")
+            }
+            Self::Tar => PossibleValue::new("tar-rafs").help("a tar archive; gzip and zstd are recognised"),
+            Self::TarGz => PossibleValue::new("targz-rafs").help("the same"),
+            Self::Estargz => PossibleValue::new("estargz-rafs").help("the same, for eStargz layers"),
+        })
     }
 }
 
@@ -192,7 +200,10 @@ impl CreateArgs {
             _ => Patterns::read(&mut std::io::stdin().lock())
                 .context("cannot read prefetch patterns from standard input")?,
         };
-        let SourceType::Directory = self.kind;
+        let source = match self.kind {
+            SourceType::Directory => SourceKind::Directory(self.source.clone()),
+            SourceType::Tar | SourceType::TarGz | SourceType::Estargz => SourceKind::Tar(self.source.clone()),
+        };
         let blob = match (&self.blob, &self.blob_dir) {
             (Some(file), _) => BlobTarget::File(file.clone()),
             (None, Some(dir)) => BlobTarget::Directory(dir.clone()),
@@ -233,13 +244,7 @@ impl CreateArgs {
             image.threads = threads;
         }
         let blob_id = self.blob_id.clone().map(checked_id).transpose()?;
-        Ok(CreateOptions {
-            image,
-            source: SourceKind::Directory(self.source.clone()),
-            blob,
-            bootstrap,
-            blob_id,
-        })
+        Ok(CreateOptions { image, source, blob, bootstrap, blob_id })
     }
 }
 
