@@ -46,7 +46,7 @@ pub(super) struct CreateArgs {
     kind: SourceType,
 
     /// File to write the bootstrap (metadata) to
-    #[arg(short = 'B', long, value_name = "FILE", required_unless_present = "blob_dir")]
+    #[arg(short = 'B', long, value_name = "FILE", required_unless_present_any = ["blob_dir", "blob_inline_meta"])]
     bootstrap: Option<PathBuf>,
 
     /// Existing directory to write the blob to, named by its id; without --bootstrap also the bootstrap, named by its sha256
@@ -56,6 +56,14 @@ pub(super) struct CreateArgs {
     /// File or FIFO to write the blob to
     #[arg(short = 'b', long, value_name = "FILE")]
     blob: Option<PathBuf>,
+
+    /// Put the bootstrap into the blob, behind the data
+    #[arg(long, alias = "inline-bootstrap", conflicts_with_all = ["bootstrap", "blob_id"])]
+    blob_inline_meta: bool,
+
+    /// Extra parts of the blob: `blob-toc` is a table of contents at its end (v6)
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    features: Vec<FeatureArg>,
 
     /// Name of the blob in the image, at most 64 bytes [default: sha256 of the blob]
     #[arg(long, value_name = "ID")]
@@ -161,6 +169,11 @@ enum WhiteoutArg {
     None,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum FeatureArg {
+    BlobToc,
+}
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum PrefetchArg {
     Fs,
@@ -210,6 +223,7 @@ impl CreateArgs {
             (None, None) => bail!("both --blob and --blob-dir are missing: say where the data blob goes"),
         };
         let bootstrap = match (&self.bootstrap, &self.blob_dir) {
+            _ if self.blob_inline_meta => BootstrapTarget::Inline,
             (Some(file), _) => BootstrapTarget::File(file.clone()),
             (None, Some(dir)) => BootstrapTarget::Directory(dir.clone()),
             (None, None) => bail!("both --bootstrap and --blob-dir are missing: say where the metadata goes"),
@@ -244,7 +258,14 @@ impl CreateArgs {
             image.threads = threads;
         }
         let blob_id = self.blob_id.clone().map(checked_id).transpose()?;
-        Ok(CreateOptions { image, source, blob, bootstrap, blob_id })
+        Ok(CreateOptions {
+            image,
+            source,
+            blob,
+            bootstrap,
+            blob_id,
+            toc: self.features.contains(&FeatureArg::BlobToc),
+        })
     }
 }
 

@@ -127,7 +127,7 @@ impl<R: Read> Entries<R> {
             uid: pax.uid.unwrap_or(header.uid),
             gid: pax.gid.unwrap_or(header.gid),
             size,
-            mtime: header.mtime,
+            mtime: pax.mtime.unwrap_or(header.mtime),
             device: header.device,
             xattrs: pax.xattrs,
         })

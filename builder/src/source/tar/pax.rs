@@ -17,6 +17,8 @@ pub(super) struct Pax {
     pub size: Option<u64>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
+    /// Whole seconds, rounded down.
+    pub mtime: Option<i64>,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -39,6 +41,7 @@ impl Pax {
             b"size" => self.size = number(key, value)?,
             b"uid" => self.uid = number(key, value)?,
             b"gid" => self.gid = number(key, value)?,
+            b"mtime" => self.mtime = seconds(value),
             _ if key.starts_with(b"GNU.sparse.") => {
                 return Err(
                     "GNU sparse entries are not supported: make the archive without --sparse".to_owned()
@@ -72,6 +75,15 @@ fn number<T: std::str::FromStr>(key: &[u8], value: &[u8]) -> Result<Option<T>, S
     })
 }
 
+/// Whole seconds of a decimal fraction; `None` for what is none, which leaves the header's time.
+fn seconds(value: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    let below = whole.starts_with('-') && fraction.bytes().any(|b| b != b'0');
+    seconds.checked_sub(i64::from(below))
+}
+
 /// Splits off one record: `LENGTH KEY=VALUE\n`, where the length counts the whole record.
 fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = bytes.iter().take(20).position(|b| *b == b' ')?;
@@ -95,6 +107,21 @@ mod tests {
         pax.add(&bytes).unwrap();
         assert_eq!(pax.xattrs, [(b"user.a".to_vec(), b"x\ny=\0z".to_vec())]);
         assert_eq!((pax.size, pax.path.as_deref()), (Some(123), Some(&b"\xff/b\xfe"[..])));
+    }
+
+    #[test]
+    fn times_are_rounded_down() {
+        for (text, expected) in [
+            ("12", Some(12)),
+            ("12.999", Some(12)),
+            ("-1.5", Some(-2)),
+            ("-1.000", Some(-1)),
+            ("-0.5", Some(-1)),
+            ("", None),
+            ("x", None),
+        ] {
+            assert_eq!(seconds(text.as_bytes()), expected, "{text}");
+        }
     }
 
     #[test]
