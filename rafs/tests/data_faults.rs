@@ -510,11 +510,11 @@ fn one_bad_answer_is_cured_by_asking_again() {
 #[test]
 fn answers_of_wrong_length_are_no_answers() {
     let case = case("v6-none-sha256");
-    for extra in [-1i64, 1] {
+    for extra in [-1isize, 1] {
         let reader = hooked(&case, options(None), move |request, done| {
             let wrong: FetchDone = Box::new(move |result| {
                 done(result.map(|mut bytes: Vec<u8>| {
-                    bytes.resize(usize::try_from(bytes.len() as i64 + extra).unwrap(), 0);
+                    bytes.resize(bytes.len().checked_add_signed(extra).unwrap(), 0);
                     bytes
                 }));
             });
