@@ -109,6 +109,7 @@ impl Chain {
         let mut table = direct;
         let mut index = u32::from(head);
         let mut indirect = false;
+        let mut misplaced = false;
         for _ in 0..CHAIN_MAX {
             let desc = read_descriptor(memory, &table, index)?;
             let flags = desc.flags();
@@ -126,14 +127,14 @@ impl Chain {
             }
             let buf = if flags & F_WRITE != 0 {
                 &mut self.writable
-            } else if self.writable.len() > 0 {
-                return Err(ChainFault::Order);
             } else {
+                // Walked to its end all the same: the header says whom the error is for.
+                misplaced |= self.writable.len() > 0;
                 &mut self.readable
             };
             buf.push(desc.addr().0, desc.len()).map_err(|_| ChainFault::Buffer)?;
             if flags & F_NEXT == 0 {
-                return Ok(());
+                return if misplaced { Err(ChainFault::Order) } else { Ok(()) };
             }
             index = u32::from(desc.next());
         }

@@ -175,15 +175,10 @@ impl Service {
     }
 }
 
-/// A message that was refused without an acknowledgement being asked for: the stream is still in step, so
-/// the connection can go on, and a front-end that probes for features keeps its guest's file system.
+/// A message that our device refused: the front-end was told if it asked, and the stream is in step, so the
+/// connection goes on. Anything else may leave a front-end waiting for a reply that never comes; closing tells it.
 fn recoverable(error: &VhostUserError) -> bool {
-    matches!(
-        error,
-        VhostUserError::InvalidOperation(_)
-            | VhostUserError::InactiveFeature(_)
-            | VhostUserError::InactiveOperation(_)
-    )
+    matches!(error, VhostUserError::InvalidOperation(_))
 }
 
 /// Ends the workers whichever way a connection ends.
