@@ -12,7 +12,7 @@ use rafs::layout::blob::{BlobFeatures, CI_MAGIC};
 /// Bytes of the settings before the table.
 const SETTINGS: usize = 16;
 /// Units that are larger are not decoded: the fuzzer is to see many.
-const DECODE_MAX: u32 = 1 << 20;
+const DECODE_MAX: u32 = 1 << 16;
 
 /// The first 16 bytes choose features, compressor and sizes; the rest is the plain table.
 pub fn blob_meta(input: &[u8]) {
@@ -89,7 +89,7 @@ fn units(info: &BlobInfo, table: &blob::ChunkTable, input: &[u8]) {
         let own = table.cut(unit.id).find(|m| m.chunk == ChunkIndex(i)).expect("a member of its own unit");
         assert!(own.range.end <= usize::try_from(unit.plain_size).expect("32 bits"));
         assert_eq!(own.range.len(), usize::try_from(entry.uncompressed_size).expect("32 bits"));
-        if unit.plain_size <= DECODE_MAX && unit.stored_size <= DECODE_MAX && i < 64 {
+        if unit.plain_size <= DECODE_MAX && unit.stored_size <= DECODE_MAX && i < 8 {
             let stored: Vec<u8> =
                 input.iter().copied().cycle().skip(i as usize).take(unit.stored_size as usize).collect();
             if unit.decode(info, Some(table), &stored, &mut scratch, &mut plain).is_ok() {
