@@ -5,10 +5,10 @@
 use crate::error::BuildError;
 use crate::options::{ImageOptions, PrefetchPolicy, Version};
 use crate::output::Output;
-use crate::pack::{self, BlobFile, Chunk, PackSettings, Packed};
+use crate::pack::{self, BlobFile, Chunk, ChunkInfoTable, PackSettings, Packed, Tail};
 use crate::progress::Progress;
-use crate::source::DirectorySource;
-use crate::tree::Order;
+use crate::source::{DirectorySource, Source, TarSource};
+use crate::tree::{Order, Tree};
 use crate::write::{self, FileSink, Model};
 use rafs::ids::BlobIndex;
 use rafs::image::BlobInfo;
@@ -18,11 +18,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// What the id of a blob is made of in a bootstrap inside that blob.
+const UNKNOWN_ID: &str = "x";
+
 /// What an image is made of.
 #[derive(Clone, Debug)]
 pub enum SourceKind {
     /// A directory tree.
     Directory(PathBuf),
+    /// A tar archive in a file, FIFO or character device; plain, gzip or zstd.
+    Tar(PathBuf),
 }
 
 /// Where the data blob goes.
@@ -41,6 +46,8 @@ pub enum BootstrapTarget {
     File(PathBuf),
     /// Into this directory, named by the sha256 of its bytes.
     Directory(PathBuf),
+    /// Into the blob, behind its data.
+    Inline,
 }
 
 /// What to build, and where to.
@@ -56,12 +63,14 @@ pub struct CreateOptions {
     pub bootstrap: BootstrapTarget,
     /// Name of the blob in the image, in place of its sha256; at most 64 bytes.
     pub blob_id: Option<String>,
+    /// v6: end the blob with a table of contents and give it a digest array.
+    pub toc: bool,
 }
 
 /// What was built.
 #[derive(Clone, Debug, Default)]
 pub struct CreateReport {
-    /// The bootstrap's path.
+    /// The bootstrap's path; empty when it is inlined.
     pub bootstrap: PathBuf,
     /// Ids in the blob table, in table order.
     pub blobs: Vec<String>,
@@ -85,6 +94,9 @@ pub struct CreateReport {
 /// # Errors
 /// The first thing that went wrong, with the path it was at.
 pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<CreateReport, BuildError> {
+    if options.toc && options.image.version == Version::V5 {
+        return Err(BuildError::Options("a table of contents (blob-toc) needs RAFS v6".to_owned()));
+    }
     let image = &options.image;
     let mut report = CreateReport::default();
     let start = Instant::now();
@@ -93,48 +105,101 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
         BlobTarget::Directory(path) => Output::create_in(existing(path)?)?,
     });
     let bootstrap = match &options.bootstrap {
-        BootstrapTarget::File(path) => Output::create(path)?,
-        BootstrapTarget::Directory(path) => Output::create_in(existing(path)?)?,
+        BootstrapTarget::File(path) => Some(Output::create(path)?),
+        BootstrapTarget::Directory(path) => Some(Output::create_in(existing(path)?)?),
+        BootstrapTarget::Inline => None,
     };
-    let SourceKind::Directory(path) = &options.source;
-    let (mut source, mut tree) = DirectorySource::open(path, image, progress.clone())?;
-    let (packed, chunks) = pack::run(PackSettings::new(image), &mut source, &mut tree, &mut blob, progress)?;
+    let (mut source, mut tree) = open_source(options, progress)?;
+    let settings = PackSettings::new(image);
+    let (packed, chunks) = pack::run(settings, source.as_mut(), &mut tree, &mut blob, progress)?;
     drop(source);
     let packing = start.elapsed();
     report.seconds.insert("dump_blob", packing.as_secs_f64());
     report.deduplicated_bytes = packed.deduplicated;
+    report.blob_uncompressed_size = packed.uncompressed_end;
     let order = Order::new(&mut tree)?;
     report.entries = order.numbered.len() as u64;
-    let blobs = finish_blob(options, &packed, &chunks, &mut blob)?;
-    if let Some(info) = blobs.last() {
-        report.blob_size = info.compressed_size;
-        report.blob_uncompressed_size = info.uncompressed_size;
+    let mut tail = Tail::new(features(options));
+    let mut blobs = blob_table(options, &packed, &chunks, &mut blob, &mut tail)?;
+    if bootstrap.is_none() {
+        let model = model(image, &tree, &order, &chunks, &packed, &blobs);
+        tail.bootstrap(&mut blob, |sink| model.write(sink))?;
     }
+    let has_blob = packed.chunk_count > 0 || bootstrap.is_none();
+    let (toc_size, toc_digest) = if has_blob { tail.finish(&mut blob)? } else { (0, [0; 32]) };
+    let id = options.blob_id.clone().unwrap_or_else(|| blob.id());
+    if let Some(own) = blobs.last_mut() {
+        own.id.clone_from(&id);
+        (own.toc_size, own.toc_digest, own.compressed_size) = (toc_size, toc_digest, blob.position());
+    }
+    report.blob_size = blob.position();
     report.blobs = blobs.iter().map(|info| info.id.clone()).collect();
-    let model = Model {
+    let bootstrap = bootstrap
+        .map(|output| {
+            let mut sink = FileSink::new(output);
+            model(image, &tree, &order, &chunks, &packed, &blobs).write(&mut sink)?;
+            sink.finish()
+        })
+        .transpose()?;
+    report.seconds.insert("dump_bootstrap", (start.elapsed() - packing).as_secs_f64());
+    commit_blob(options, blob.into_output()?, has_blob.then_some(&id))?;
+    report.bootstrap = match (&options.bootstrap, bootstrap) {
+        (BootstrapTarget::Directory(_), Some((output, digest))) => output.commit_named(&digest)?,
+        (_, Some((output, _))) => output.commit()?,
+        (_, None) => PathBuf::new(),
+    };
+    report.seconds.insert("total_build", start.elapsed().as_secs_f64());
+    Ok(report)
+}
+
+fn model<'a>(
+    image: &ImageOptions,
+    tree: &'a Tree,
+    order: &'a Order,
+    chunks: &'a [Chunk],
+    packed: &'a Packed,
+    blobs: &'a [BlobInfo],
+) -> Model<'a> {
+    Model {
         version: image.version,
-        tree: &tree,
-        order: &order,
-        chunks: &chunks,
+        tree,
+        order,
+        chunks,
         references: &packed.references,
-        blobs: &blobs,
+        blobs,
         compressor: image.compressor,
         digester: image.digester,
         chunk_size: image.chunk_size,
         explicit_ids: !image.repeatable,
-        prefetch: write::prefetch_nodes(&tree, &order, image.prefetch_policy, &image.prefetch_patterns),
-    };
-    let mut sink = FileSink::new(bootstrap);
-    model.write(&mut sink)?;
-    let (bootstrap, bootstrap_digest) = sink.finish()?;
-    report.seconds.insert("dump_bootstrap", (start.elapsed() - packing).as_secs_f64());
-    commit_blob(options, blob.into_output(), report.blobs.last())?;
-    report.bootstrap = match &options.bootstrap {
-        BootstrapTarget::File(_) => bootstrap.commit()?,
-        BootstrapTarget::Directory(_) => bootstrap.commit_named(&bootstrap_digest)?,
-    };
-    report.seconds.insert("total_build", start.elapsed().as_secs_f64());
-    Ok(report)
+        prefetch: write::prefetch_nodes(tree, order, image.prefetch_policy, &image.prefetch_patterns),
+    }
+}
+
+/// Feature bits of the new blob.
+fn features(options: &CreateOptions) -> BlobFeatures {
+    let inline = matches!(options.bootstrap, BootstrapTarget::Inline);
+    let mut features = BlobFeatures::CAP_TAR_TOC;
+    features.set(BlobFeatures::ALIGNED, options.image.version == Version::V6);
+    features.set(BlobFeatures::HAS_TOC | BlobFeatures::INLINED_CHUNK_DIGEST, options.toc);
+    features.set(BlobFeatures::INLINED_FS_META, inline);
+    features.set(BlobFeatures::HAS_TAR_HEADER, inline || options.toc);
+    features
+}
+
+fn open_source(
+    options: &CreateOptions,
+    progress: &Arc<Progress>,
+) -> Result<(Box<dyn Source>, Tree), BuildError> {
+    match &options.source {
+        SourceKind::Directory(path) => {
+            let (source, tree) = DirectorySource::open(path, &options.image, progress.clone())?;
+            Ok((Box::new(source), tree))
+        }
+        SourceKind::Tar(path) => {
+            let (source, tree) = TarSource::open(path, &options.image, progress.clone())?;
+            Ok((Box::new(source), tree))
+        }
+    }
 }
 
 fn existing(dir: &Path) -> Result<&Path, BuildError> {
@@ -145,29 +210,31 @@ fn existing(dir: &Path) -> Result<&Path, BuildError> {
     }
 }
 
-/// Writes what follows the chunk data and makes the blob table.
-fn finish_blob(
+/// Writes the sections between chunk data and bootstrap, and makes the blob table. The own entry's id, ToC and
+/// size are those that an inlined bootstrap must have (blob.md section 6); for others they are set later.
+fn blob_table(
     options: &CreateOptions,
     packed: &Packed,
     chunks: &[Chunk],
     blob: &mut BlobFile,
+    tail: &mut Tail,
 ) -> Result<Vec<BlobInfo>, BuildError> {
     if packed.chunk_count == 0 {
         return Ok(Vec::new());
     }
     let image = &options.image;
-    let mut features = BlobFeatures::CAP_TAR_TOC;
+    tail.end_data(blob, packed.uncompressed_end)?;
     let mut chunk_info = None;
     if image.version == Version::V6 {
-        features |= BlobFeatures::ALIGNED;
-        chunk_info = Some(pack::write_chunk_info(blob, chunks.iter(), image.compressor, features)?);
+        let table = ChunkInfoTable::v1(chunks.iter())?;
+        chunk_info = Some(tail.chunk_info(blob, &table, image.compressor)?);
     }
-    let id = options.blob_id.clone().unwrap_or_else(|| blob.id());
+    tail.digests(blob, chunks.iter())?;
     let prefetch_size = if image.prefetch_policy == PrefetchPolicy::Blob { packed.prefetch_size } else { 0 };
     Ok(vec![BlobInfo {
         index: BlobIndex(0),
-        id,
-        features,
+        id: UNKNOWN_ID.repeat(64),
+        features: features(options),
         compressor: image.compressor,
         digester: image.digester,
         cipher: None,

@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Make an image from a directory.
+/// Make an image from a directory or a tar archive.
 ///
 /// Writes a data blob and a bootstrap that refers to it. Nothing appears under its final name before it is
 /// complete. The same input gives the same bytes, whatever the number of threads.
@@ -27,10 +27,12 @@ Examples:
     rafs-image create --bootstrap image.boot --blob-dir blobs rootfs/
   The same as v5, with lz4 and 64 KiB chunks:
     rafs-image create -v 5 --compressor lz4_block --chunk-size 0x10000 -B image.boot -D blobs rootfs/
+  A layer from a pipe, in one pass:
+    zcat layer.tar.gz | rafs-image create --type tar-rafs -B layer.boot -D blobs /dev/stdin
   Let a guest find the shell's data first:
     printf '/bin\\n/lib\\n' | rafs-image create --prefetch-policy fs -B image.boot -D blobs rootfs/")]
 pub(super) struct CreateArgs {
-    /// Directory to make the image from
+    /// Directory, file, FIFO or character device (/dev/stdin) to make the image from
     source: PathBuf,
 
     /// What SOURCE is
@@ -44,7 +46,7 @@ pub(super) struct CreateArgs {
     kind: SourceType,
 
     /// File to write the bootstrap (metadata) to
-    #[arg(short = 'B', long, value_name = "FILE", required_unless_present = "blob_dir")]
+    #[arg(short = 'B', long, value_name = "FILE", required_unless_present_any = ["blob_dir", "blob_inline_meta"])]
     bootstrap: Option<PathBuf>,
 
     /// Existing directory to write the blob to, named by its id; without --bootstrap also the bootstrap, named by its sha256
@@ -54,6 +56,14 @@ pub(super) struct CreateArgs {
     /// File or FIFO to write the blob to
     #[arg(short = 'b', long, value_name = "FILE")]
     blob: Option<PathBuf>,
+
+    /// Put the bootstrap into the blob, behind the data
+    #[arg(long, alias = "inline-bootstrap", conflicts_with_all = ["bootstrap", "blob_id"])]
+    blob_inline_meta: bool,
+
+    /// Extra parts of the blob: `blob-toc` is a table of contents at its end (v6)
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    features: Vec<FeatureArg>,
 
     /// Name of the blob in the image, at most 64 bytes [default: sha256 of the blob]
     #[arg(long, value_name = "ID")]
@@ -108,19 +118,25 @@ pub(super) struct CreateArgs {
 #[derive(Clone, Copy, Debug)]
 enum SourceType {
     Directory,
+    Tar,
+    TarGz,
+    Estargz,
 }
 
 impl clap::ValueEnum for SourceType {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Directory]
+        &[Self::Directory, Self::Tar, Self::TarGz, Self::Estargz]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        match self {
-            Self::Directory => Some(
-                PossibleValue::new("dir-rafs").alias("directory").help("a directory tree (also: directory)"),
-            ),
-        }
+        Some(match self {
+            Self::Directory => {
+                PossibleValue::new("dir-rafs").alias("directory").help("a directory tree (also: directory)")
+            }
+            Self::Tar => PossibleValue::new("tar-rafs").help("a tar archive; gzip and zstd are recognised"),
+            Self::TarGz => PossibleValue::new("targz-rafs").help("the same"),
+            Self::Estargz => PossibleValue::new("estargz-rafs").help("the same, for eStargz layers"),
+        })
     }
 }
 
@@ -151,6 +167,11 @@ enum WhiteoutArg {
     Oci,
     Overlayfs,
     None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum FeatureArg {
+    BlobToc,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -192,13 +213,17 @@ impl CreateArgs {
             _ => Patterns::read(&mut std::io::stdin().lock())
                 .context("cannot read prefetch patterns from standard input")?,
         };
-        let SourceType::Directory = self.kind;
+        let source = match self.kind {
+            SourceType::Directory => SourceKind::Directory(self.source.clone()),
+            SourceType::Tar | SourceType::TarGz | SourceType::Estargz => SourceKind::Tar(self.source.clone()),
+        };
         let blob = match (&self.blob, &self.blob_dir) {
             (Some(file), _) => BlobTarget::File(file.clone()),
             (None, Some(dir)) => BlobTarget::Directory(dir.clone()),
             (None, None) => bail!("both --blob and --blob-dir are missing: say where the data blob goes"),
         };
         let bootstrap = match (&self.bootstrap, &self.blob_dir) {
+            _ if self.blob_inline_meta => BootstrapTarget::Inline,
             (Some(file), _) => BootstrapTarget::File(file.clone()),
             (None, Some(dir)) => BootstrapTarget::Directory(dir.clone()),
             (None, None) => bail!("both --bootstrap and --blob-dir are missing: say where the metadata goes"),
@@ -235,10 +260,11 @@ impl CreateArgs {
         let blob_id = self.blob_id.clone().map(checked_id).transpose()?;
         Ok(CreateOptions {
             image,
-            source: SourceKind::Directory(self.source.clone()),
+            source,
             blob,
             bootstrap,
             blob_id,
+            toc: self.features.contains(&FeatureArg::BlobToc),
         })
     }
 }

@@ -50,7 +50,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make an image from a directory
+    /// Make an image from a directory or a tar archive
     Create(Box<create::CreateArgs>),
     /// Check an image: all of its metadata, and its data when the blobs are given
     Check(check::CheckArgs),
@@ -105,11 +105,16 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut text = format!("Error: {error}\n");
-    for (n, cause) in error.chain().skip(1).enumerate() {
+    let mut last = error.to_string();
+    for (n, cause) in error.chain().skip(1).map(ToString::to_string).enumerate() {
         if n == 0 {
             text.push_str("\nCaused by:\n");
         }
-        text.push_str(&format!("    {cause}\n"));
+        // Messages that end with their cause have said it.
+        if !last.ends_with(&cause) {
+            text.push_str(&format!("    {cause}\n"));
+        }
+        last = cause;
     }
     let _ = std::io::stderr().write_all(text.as_bytes());
     ExitCode::FAILURE
@@ -139,7 +144,7 @@ mod tests {
             assert!(help.contains(flag.as_str()), "{flag}");
         }
         assert!(flags.len() > 15);
-        for kind in ["directory", "dir-rafs"] {
+        for kind in ["directory", "dir-rafs", "tar-rafs", "targz-rafs", "estargz-rafs"] {
             assert!(help.contains(kind), "{kind}");
         }
     }

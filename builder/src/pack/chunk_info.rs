@@ -15,45 +15,75 @@ const COMPRESSED_OFFSET_MAX: u64 = (1 << 40) - 1;
 /// Largest uncompressed offset, by the limit of the blob table.
 const UNCOMPRESSED_OFFSET_MAX: u64 = 1 << 44;
 
+/// A table in memory, before it is compressed.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    bytes: Vec<u8>,
+    chunk_count: u32,
+}
+
+/// What was written of a table.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// Where it is.
+    pub location: ChunkInfoLocation,
+    /// The header behind it.
+    pub header: Vec<u8>,
+}
+
+impl Table {
+    /// A version 1 table of `chunks`, which come in index order.
+    ///
+    /// # Errors
+    /// When the blob is too large for the format.
+    pub(crate) fn v1<'a>(chunks: impl Iterator<Item = &'a Chunk>) -> Result<Self, BuildError> {
+        let mut table = Self::default();
+        for chunk in chunks {
+            table.bytes.extend_from_slice(v1(chunk)?.as_bytes());
+            table.chunk_count += 1;
+        }
+        Ok(table)
+    }
+
+    /// The plain table.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Appends the table and its header to `blob`.
 ///
 /// # Errors
-/// When the blob is too large for the format, or writing fails.
-pub(crate) fn write<'a>(
+/// When writing fails.
+pub(crate) fn write(
     blob: &mut BlobFile,
-    chunks: impl Iterator<Item = &'a Chunk>,
+    table: &Table,
     compressor: Compressor,
     features: BlobFeatures,
-) -> Result<ChunkInfoLocation, BuildError> {
-    let mut table = Vec::new();
-    let mut chunk_count = 0_u32;
-    for chunk in chunks {
-        table.extend_from_slice(v1(chunk)?.as_bytes());
-        chunk_count += 1;
-    }
+) -> Result<Written, BuildError> {
     let mut compressed = Vec::new();
-    let smaller = codec::compress(compressor, &table, &mut compressed)
+    let smaller = codec::compress(compressor, &table.bytes, &mut compressed)
         .map_err(|e| BuildError::Compress { path: blob.path(), reason: e.to_string() })?;
     let (stored, ci_compressor) =
-        if smaller { (&compressed, compressor) } else { (&table, Compressor::None) };
+        if smaller { (&compressed, compressor) } else { (&table.bytes, Compressor::None) };
     let location = ChunkInfoLocation {
         offset: blob.position(),
         compressed_size: stored.len() as u64,
-        uncompressed_size: table.len() as u64,
+        uncompressed_size: table.bytes.len() as u64,
         compressor: ci_compressor,
     };
     let mut header = ChunkInfoHeader::new_zeroed();
     header.magic = CI_MAGIC.into();
     header.features = features.bits().into();
     header.ci_compressor = ci_compressor.number().into();
-    header.chunk_count = chunk_count.into();
+    header.chunk_count = table.chunk_count.into();
     header.ci_offset = location.offset.into();
     header.ci_compressed_size = location.compressed_size.into();
     header.ci_uncompressed_size = location.uncompressed_size.into();
     header.magic2 = CI_MAGIC.into();
     blob.write(stored)?;
     blob.write(header.as_bytes())?;
-    Ok(location)
+    Ok(Written { location, header: header.as_bytes().to_vec() })
 }
 
 fn v1(chunk: &Chunk) -> Result<ChunkInfoV1, BuildError> {

@@ -14,10 +14,12 @@ mod chunk;
 mod chunk_info;
 mod pipeline;
 mod table;
+mod tail;
 mod worker;
 
 pub(crate) use append::{PackSettings, Packed};
 pub(crate) use blob_file::BlobFile;
 pub(crate) use chunk::Chunk;
-pub(crate) use chunk_info::write as write_chunk_info;
+pub(crate) use chunk_info::Table as ChunkInfoTable;
 pub(crate) use pipeline::run;
+pub(crate) use tail::Tail;

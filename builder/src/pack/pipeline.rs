@@ -115,7 +115,7 @@ impl Shared<'_> {
                 Ok(None) => break,
                 Err(e) => return self.fail(e),
             };
-            if let Err(e) = worker.work(number, &task, &self.settings, &self.table, &mut done) {
+            if let Err(e) = worker.work(number, &mut task, &self.settings, &self.table, &mut done) {
                 return self.fail(self.named(e));
             }
             task.clear();

@@ -61,13 +61,14 @@ impl Worker {
     pub(crate) fn work(
         &mut self,
         number: u64,
-        task: &Task,
+        task: &mut Task,
         settings: &PackSettings,
         table: &Mutex<ChunkTable>,
         done: &mut Done,
     ) -> Result<(), WorkError> {
         done.pieces.clear();
         done.prefetch = task.prefetch;
+        task.swap_buffer(&mut self.plain);
         if self.plain.len() < task.bytes() {
             self.plain.resize(task.bytes(), 0);
         }

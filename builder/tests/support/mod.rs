@@ -36,6 +36,7 @@ pub fn options(source: &Path, out: &Path, image: ImageOptions) -> CreateOptions 
         blob: BlobTarget::Directory(out.to_path_buf()),
         bootstrap: BootstrapTarget::File(out.join("boot")),
         blob_id: None,
+        toc: false,
     }
 }
 
