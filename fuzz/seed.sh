@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")"
 interop=../guest-tests/corpus/interop
-mkdir -p corpus/bootstrap_v5 corpus/bootstrap_v6
+mkdir -p corpus/bootstrap_v5 corpus/bootstrap_v6 corpus/blob_meta
 
 # v5: without the reserved part of the superblock (see fuzz_targets/bootstrap_v5.rs).
 for file in "$interop"/v5-*/bootstrap "$interop"/v5-*/*-bootstrap "$interop"/v5-*/layers/*; do
@@ -17,6 +17,15 @@ for file in "$interop"/v6-*/bootstrap "$interop"/v6-*/*-bootstrap "$interop"/v6-
     [ "$(wc -c < "$file")" -lt 300000 ] || continue
     name=$(echo "${file#"$interop"/}" | tr / _)
     cp "$file" "corpus/bootstrap_v6/$name"
+done
+
+# Blob metadata: tables of contents as they are, and chunk infos of a plain v1 table behind settings for 64 chunks of
+# a large blob (see src/blob_meta.rs).
+for file in "$interop"/v6-*toc*/blobs/*; do
+    tail -c 4096 "$file" > "corpus/blob_meta/toc_$(basename "$file")"
+done
+for file in "$interop"/v6-blob-cache/blobs/*.blob.meta; do
+    { printf '\0\0\0\0\040\0\0\0\377\377\377\0\377\377\377\0'; head -c 512 "$file"; } > corpus/blob_meta/table_v1
 done
 
 # FUSE messages: LOOKUP, GETATTR, READDIRPLUS and READ of the root, behind the kind and the room for a reply.

@@ -117,7 +117,7 @@ fn aged(case: &Case, clear_indexes: bool) -> Image {
         image.for_each_chunk_record(&mut |record| {
             records.insert(record.as_bytes().to_vec());
         });
-        for at in (8192..bytes.len() - 80).step_by(8) {
+        for at in (8192..=bytes.len() - 80).step_by(8) {
             if records.contains(&bytes[at..at + 80]) {
                 bytes[at + 72..at + 76].fill(0);
             }
@@ -132,7 +132,7 @@ fn v5_images_without_extended_table_and_without_chunk_indexes() {
         for clear_indexes in [false, true] {
             let case = case(name);
             let image = || Arc::new(aged(&case, clear_indexes));
-            assert_eq!(image().v5_chunk_indexes_missing(), clear_indexes);
+            assert_eq!(image().v5_chunk_indexes_missing(), clear_indexes, "{name}");
             assert!(image().blobs().iter().all(|b| b.chunk_count.is_none()));
             let cache = tempfile::tempdir().unwrap();
             for round in ["cold", "restarted"] {
@@ -227,4 +227,36 @@ fn digests_of_the_blob_stand_in_for_a_missing_chunk_table() {
         }
         assert!(failed > 0, "{name}");
     }
+}
+
+#[test]
+fn holes_of_v5_files_read_as_zeros() {
+    let case = case("v5-large-files");
+    let file = case.files.iter().find(|f| f.size == 5 << 20).unwrap();
+    let whole = read_all(&case.reader(None), &file.path).unwrap();
+    let mut bytes = std::fs::read(&case.bootstrap).unwrap();
+    let records: Vec<usize> = (8192..bytes.len() - 128)
+        .step_by(8)
+        .filter(|&at| {
+            bytes[at + 64..at + 72] == (5u64 << 20).to_le_bytes()
+                && bytes[at + 96..at + 100] == 5u32.to_le_bytes()
+        })
+        .collect();
+    assert_eq!(records.len(), 1);
+    // HAS_HOLE, and one chunk record fewer.
+    bytes[records[0] + 80] |= 8;
+    bytes[records[0] + 96] = 4;
+    let image = Arc::new(Image::from_bytes(bytes, "with a hole").unwrap());
+    let cache = tempfile::tempdir().unwrap();
+    let reader = Reader::new(image, case.store(), options(Some(cache.path()))).unwrap();
+    for _ in 0..2 {
+        let data = read_all(&reader, &file.path).unwrap();
+        assert_eq!(data[..4 << 20], whole[..4 << 20]);
+        assert_eq!(data[4 << 20..], vec![0; 1 << 20]);
+    }
+    let inode = find(reader.image(), &file.path);
+    let mut across = vec![1; 100];
+    assert_eq!(reader.read_at(&inode, (4 << 20) - 50, &mut across).unwrap(), 100);
+    assert_eq!(across[..50], whole[(4 << 20) - 50..4 << 20]);
+    assert_eq!(across[50..], [0; 50]);
 }
