@@ -62,7 +62,7 @@ test: deps ## All checks: lint, tests, a short run of each fuzz target
 
 .PHONY: bench
 bench: ## Compare with virtiofsd, end to end through virtqueues (make bench-peer first)
-	$(CARGO) build --release -q -p rafsd -p rafs-builder -p guest-tests
+	$(CARGO) build --release -q -p rafsd -p rafs-builder -p guest-tests --bin rafsd --bin rafs-image --bin bench-virtio
 	target/release/bench-virtio
 
 .PHONY: bench-peer
