@@ -11,7 +11,7 @@ use crate::source::{DirectorySource, Source, TarSource};
 use crate::tree::{Order, Tree};
 use crate::write::{self, FileSink, Model};
 use rafs::ids::BlobIndex;
-use rafs::image::BlobInfo;
+use rafs::image::{BlobInfo, CipherKey};
 use rafs::layout::blob::BlobFeatures;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -98,6 +98,7 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
         return Err(BuildError::Options("a table of contents (blob-toc) needs RAFS v6".to_owned()));
     }
     let image = &options.image;
+    image.check()?;
     let mut report = CreateReport::default();
     let start = Instant::now();
     let mut blob = BlobFile::new(match &options.blob {
@@ -110,7 +111,8 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
         BootstrapTarget::Inline => None,
     };
     let (mut source, mut tree) = open_source(options, progress)?;
-    let settings = PackSettings::new(image);
+    let key = image.encrypt.then(crate::secret::new_key).transpose()?;
+    let settings = PackSettings { cipher: key.clone(), ..PackSettings::new(image) };
     let (packed, chunks) = pack::run(settings, source.as_mut(), &mut tree, &mut blob, progress)?;
     drop(source);
     let packing = start.elapsed();
@@ -119,8 +121,8 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     report.blob_uncompressed_size = packed.uncompressed_end;
     let order = Order::new(&mut tree)?;
     report.entries = order.numbered.len() as u64;
-    let mut tail = Tail::new(features(options));
-    let mut blobs = blob_table(options, &packed, &chunks, &mut blob, &mut tail)?;
+    let mut tail = Tail::new(features(options), key.as_ref());
+    let mut blobs = blob_table(options, &packed, &chunks, key, &mut blob, &mut tail)?;
     if bootstrap.is_none() {
         let model = model(image, &tree, &order, &chunks, &packed, &blobs);
         tail.bootstrap(&mut blob, |sink| model.write(sink))?;
@@ -181,6 +183,10 @@ fn features(options: &CreateOptions) -> BlobFeatures {
     let mut features = BlobFeatures::CAP_TAR_TOC;
     features.set(BlobFeatures::ALIGNED, options.image.version == Version::V6);
     features.set(BlobFeatures::HAS_TOC | BlobFeatures::INLINED_CHUNK_DIGEST, options.toc);
+    let (batch, encrypt) = (options.image.batch_size.is_some(), options.image.encrypt);
+    features.set(BlobFeatures::CHUNK_INFO_V2, batch || encrypt);
+    features.set(BlobFeatures::BATCH, batch);
+    features.set(BlobFeatures::ENCRYPTED, encrypt);
     features.set(BlobFeatures::INLINED_FS_META, inline);
     features.set(BlobFeatures::HAS_TAR_HEADER, inline || options.toc);
     features
@@ -216,6 +222,7 @@ fn blob_table(
     options: &CreateOptions,
     packed: &Packed,
     chunks: &[Chunk],
+    key: Option<CipherKey>,
     blob: &mut BlobFile,
     tail: &mut Tail,
 ) -> Result<Vec<BlobInfo>, BuildError> {
@@ -226,7 +233,11 @@ fn blob_table(
     tail.end_data(blob, packed.uncompressed_end)?;
     let mut chunk_info = None;
     if image.version == Version::V6 {
-        let table = ChunkInfoTable::v1(chunks.iter())?;
+        let table = if features(options).contains(BlobFeatures::CHUNK_INFO_V2) {
+            ChunkInfoTable::v2(chunks.iter(), &packed.batches, key.is_some())?
+        } else {
+            ChunkInfoTable::v1(chunks.iter())?
+        };
         chunk_info = Some(tail.chunk_info(blob, &table, image.compressor)?);
     }
     tail.digests(blob, chunks.iter())?;
@@ -237,7 +248,7 @@ fn blob_table(
         features: features(options),
         compressor: image.compressor,
         digester: image.digester,
-        cipher: None,
+        cipher: key,
         chunk_size: image.chunk_size.get(),
         chunk_count: Some(packed.chunk_count),
         compressed_size: blob.position(),

@@ -21,6 +21,7 @@ mod output;
 mod pack;
 mod prefetch;
 mod progress;
+mod secret;
 mod source;
 mod tree;
 mod write;

@@ -73,6 +73,14 @@ pub(super) struct CreateArgs {
     #[arg(long, value_name = "SIZE", default_value = "0x100000", value_parser = size::parse)]
     chunk_size: u64,
 
+    /// v6: compress chunks of files smaller than half of this together; 0, or a power of two up to the chunk size
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
+    batch_size: u64,
+
+    /// v6: encrypt the blob (AES-128-XTS) with a new key that only the bootstrap holds
+    #[arg(short = 'E', long)]
+    encrypt: bool,
+
     /// How chunks are stored
     #[arg(long, value_name = "NAME", default_value = "zstd")]
     compressor: CompressorArg,
@@ -244,6 +252,11 @@ impl CreateArgs {
             },
             chunk_size: ChunkSize::new(self.chunk_size)?,
             aligned_chunk: self.aligned_chunk,
+            batch_size: match self.batch_size {
+                0 => None,
+                bytes => Some(ChunkSize::new(bytes).context("--batch-size")?),
+            },
+            encrypt: self.encrypt,
             repeatable: self.repeatable,
             whiteout_spec: match self.whiteout_spec {
                 WhiteoutArg::Oci => WhiteoutSpec::Oci,

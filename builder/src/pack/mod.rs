@@ -9,6 +9,7 @@
 //! digest, so what the ordered stage needs is always there, and what it stores does not depend on timing.
 
 mod append;
+mod batch;
 mod blob_file;
 mod chunk;
 mod chunk_info;

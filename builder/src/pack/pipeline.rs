@@ -71,7 +71,7 @@ pub(crate) fn run(
     let threads = settings.threads.get();
     let chunk = settings.chunk_size.get() as usize;
     let shared = Shared {
-        settings,
+        settings: settings.clone(),
         feed: Mutex::new(Feed { source, tree, next: 0 }),
         table: Mutex::new(ChunkTable::default()),
         turn: Mutex::new(Turn::default()),
@@ -98,7 +98,7 @@ pub(crate) fn run(
     if let Some(error) = turn.error {
         return Err(error);
     }
-    let packed = shared.appender.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
+    let packed = shared.appender.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
     let chunks = shared.table.into_inner().unwrap_or_else(PoisonError::into_inner).into_chunks();
     Ok((packed, chunks))
 }
@@ -107,7 +107,7 @@ impl Shared<'_> {
     fn work(&self) {
         // Should this thread panic, the others must not wait for its task for ever.
         let guard = StopOnPanic(self);
-        let mut worker = Worker::default();
+        let mut worker = Worker::new(&self.settings);
         let mut task = Task::default();
         while let Some(mut done) = self.begin() {
             let number = match self.take(&mut task) {
