@@ -34,6 +34,8 @@ pub(crate) struct PackSettings {
     pub chunks_max: u32,
     /// Plain bytes that a batch of small chunks may have; 0: no batches.
     pub batch_size: u32,
+    /// Blobs of the parent image, whose entries come first in the table.
+    pub first_blob: u32,
     /// Key to encrypt everything stored with.
     pub cipher: Option<CipherKey>,
     /// Threads.
@@ -54,6 +56,7 @@ impl PackSettings {
             aligned: options.aligned(),
             chunks_max,
             batch_size: options.batch_size.map_or(0, ChunkSize::get),
+            first_blob: 0,
             cipher: None,
             threads: options.threads,
         }
@@ -87,13 +90,31 @@ pub(crate) struct Packed {
     pub deduplicated: u64,
     /// Batches of the new blob.
     pub batches: Batches,
+    /// Index of the new blob in the blob table, once it has a chunk.
+    pub own_blob: Option<u32>,
+    /// Entries that follow the parent's in the blob table.
+    pub new_blobs: Vec<NewBlob>,
+}
+
+/// An entry that a build adds to the blob table; they come in the order of first use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewBlob {
+    /// The blob that is written.
+    Own,
+    /// A blob of the chunk dictionary, by its index there.
+    Dictionary(u32),
 }
 
 impl<'a> Appender<'a> {
-    /// For a new blob that becomes entry `blob_index` of the table.
-    pub(crate) fn new(settings: PackSettings, blob: &'a mut BlobFile, progress: &'a Progress) -> Self {
+    /// For a new blob, and files whose references follow `references`.
+    pub(crate) fn new(
+        settings: PackSettings,
+        references: Vec<u32>,
+        blob: &'a mut BlobFile,
+        progress: &'a Progress,
+    ) -> Self {
         let cipher = settings.cipher.as_ref().map(Cipher::new);
-        Self { settings, cipher, blob, progress, packed: Packed::default() }
+        Self { settings, cipher, blob, progress, packed: Packed { references, ..Packed::default() } }
     }
 
     /// Takes the next task's result.
@@ -111,7 +132,13 @@ impl<'a> Appender<'a> {
                         self.packed.deduplicated += u64::from(piece.len);
                         at
                     }
-                    None => self.store(piece, done, &mut table, &mut new)?,
+                    None => match table.find_in_dictionary(&piece.digest, piece.len) {
+                        Some(chunk) => {
+                            self.packed.deduplicated += u64::from(piece.len);
+                            self.borrow(chunk, piece.position, &mut table)?
+                        }
+                        None => self.store(piece, done, &mut table, &mut new)?,
+                    },
                 };
                 self.packed.references.push(at);
             }
@@ -141,6 +168,37 @@ impl<'a> Appender<'a> {
         Ok(())
     }
 
+    /// Takes a chunk of the dictionary into the image.
+    fn borrow(&mut self, mut chunk: Chunk, position: u32, table: &mut ChunkTable) -> Result<u32, BuildError> {
+        let known = self.packed.new_blobs.iter().position(|blob| *blob == NewBlob::Dictionary(chunk.blob));
+        let at = known.unwrap_or_else(|| {
+            self.packed.new_blobs.push(NewBlob::Dictionary(chunk.blob));
+            self.packed.new_blobs.len() - 1
+        });
+        chunk.blob = self.blob_index(at)?;
+        chunk.position = position;
+        table
+            .insert(chunk)
+            .ok_or_else(|| BuildError::Limit { what: "chunks in one image", limit: u64::from(u32::MAX) })
+    }
+
+    /// Index in the blob table of the new blob `at`.
+    fn blob_index(&self, at: usize) -> Result<u32, BuildError> {
+        let index = u32::try_from(at).ok().and_then(|at| self.settings.first_blob.checked_add(at));
+        index.ok_or_else(|| BuildError::Limit { what: "blobs in one image", limit: u64::from(u32::MAX) })
+    }
+
+    /// Index in the blob table of the blob that is written.
+    fn own_blob(&mut self) -> Result<u32, BuildError> {
+        if let Some(index) = self.packed.own_blob {
+            return Ok(index);
+        }
+        let index = self.blob_index(self.packed.new_blobs.len())?;
+        self.packed.new_blobs.push(NewBlob::Own);
+        self.packed.own_blob = Some(index);
+        Ok(index)
+    }
+
     fn store(
         &mut self,
         piece: &Finished,
@@ -163,7 +221,7 @@ impl<'a> Appender<'a> {
             uncompressed_size: piece.len,
             crc32c: piece.crc32c,
             index: self.packed.chunk_count,
-            blob: 0,
+            blob: self.own_blob()?,
             position: piece.position,
             flags: ChunkFlags::HAS_CRC32,
         };

@@ -57,12 +57,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packs everything that `source` has into `blob`. Returns all chunks and what is known of the blob.
+/// Packs everything that `source` has into `blob`, apart from `known` chunks; new references follow those given. Returns all chunks and what is known of the blob.
 ///
 /// # Errors
 /// The first error of any thread.
 pub(crate) fn run(
     settings: PackSettings,
+    (known, references): (ChunkTable, Vec<u32>),
     source: &mut dyn Source,
     tree: &mut Tree,
     blob: &mut BlobFile,
@@ -73,10 +74,10 @@ pub(crate) fn run(
     let shared = Shared {
         settings: settings.clone(),
         feed: Mutex::new(Feed { source, tree, next: 0 }),
-        table: Mutex::new(ChunkTable::default()),
+        table: Mutex::new(known),
         turn: Mutex::new(Turn::default()),
         room: Condvar::new(),
-        appender: Mutex::new(Appender::new(settings, blob, progress)),
+        appender: Mutex::new(Appender::new(settings, references, blob, progress)),
         tasks_max: (threads + 1).max((WAITING_BYTES / chunk).min(threads * 4)),
     };
     std::thread::scope(|scope| -> Result<(), BuildError> {
