@@ -8,7 +8,7 @@ use super::chunk::Chunk;
 use super::chunk_info;
 use crate::error::BuildError;
 use crate::write::Sink;
-use rafs::codec::{Compressor, Digest};
+use rafs::codec::{Cipher, CipherKey, Compressor, Digest};
 use rafs::image::ChunkInfoLocation;
 use rafs::layout::blob::BlobFeatures;
 use rafs::layout::tar::{TAR_HEADER_SIZE, TAR_MAGIC, TarHeader};
@@ -27,6 +27,7 @@ const ZSTD_LEVEL: i32 = 3;
 #[derive(Debug)]
 pub(crate) struct Tail {
     features: BlobFeatures,
+    cipher: Option<Cipher>,
     entries: Vec<TocEntry>,
 }
 
@@ -40,9 +41,9 @@ struct Section {
 }
 
 impl Tail {
-    /// For a blob with `features`.
-    pub(crate) fn new(features: BlobFeatures) -> Self {
-        Self { features, entries: Vec::new() }
+    /// For a blob with `features`, encrypted with `key`.
+    pub(crate) fn new(features: BlobFeatures, key: Option<&CipherKey>) -> Self {
+        Self { features, cipher: key.map(Cipher::new), entries: Vec::new() }
     }
 
     fn has(&self, feature: BlobFeatures) -> bool {
@@ -91,7 +92,7 @@ impl Tail {
         table: &chunk_info::Table,
         compressor: Compressor,
     ) -> Result<ChunkInfoLocation, BuildError> {
-        let written = chunk_info::write(blob, table, compressor, self.features)?;
+        let written = chunk_info::write(blob, table, compressor, self.features, self.cipher.as_ref())?;
         let location = written.location;
         self.note(Section {
             name: NAME_META,

@@ -189,6 +189,12 @@ impl Tree {
         self.node_mut(parent).child_count -= 1;
     }
 
+    /// Takes all children out of a directory, as [`Tree::unlink`] does with one.
+    pub(crate) fn clear_children(&mut self, dir: NodeId) {
+        let dir = self.node_mut(dir);
+        (dir.first_child, dir.child_count) = (NONE, 0);
+    }
+
     /// Sets the target of a symlink; its size follows.
     ///
     /// # Errors

@@ -73,6 +73,11 @@ impl<R: Read> Entries<R> {
         self.offset
     }
 
+    /// The input.
+    pub(crate) fn get_ref(&self) -> &R {
+        &self.input
+    }
+
     /// The input, to read what follows the archive.
     pub(crate) fn into_inner(self) -> R {
         self.input

@@ -10,7 +10,7 @@ mod stream;
 
 use self::entries::{Entries, Entry, TarError};
 use self::header::Kind;
-use self::stream::Stream;
+use self::stream::{Digesting, Passed, Stream};
 use super::listing::device_number;
 use super::{Expected, Input, Piece, Source, Task};
 use crate::error::BuildError;
@@ -22,7 +22,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Mode of a directory that the archive has no entry for.
 const MISSING_MODE: u32 = S_IFDIR | 0o755;
@@ -44,6 +44,20 @@ pub(crate) struct TarSource {
     current: Option<(NodeId, u64, u32)>,
     /// Pieces handed out so far.
     pieces: u64,
+    /// TARFS: positions of files' data in the archive, and their sizes, in place of the data.
+    positions: Option<Vec<(u64, u64)>>,
+    /// What was read of the file, as it is stored.
+    passed: Arc<Mutex<Passed>>,
+}
+
+/// What is left of an archive whose data stays in it.
+pub(crate) struct TarIndex {
+    /// Position of every non-empty file's data, and its size, in the order of the archive.
+    pub positions: Vec<(u64, u64)>,
+    /// Hexadecimal sha256 of the archive.
+    pub id: String,
+    /// Bytes of the archive.
+    pub size: u64,
 }
 
 impl TarSource {
@@ -62,7 +76,8 @@ impl TarSource {
             return Err(BuildError::Source { path: path.to_path_buf(), reason });
         }
         let file = File::open(path).map_err(BuildError::io("open", path))?;
-        let stream = Stream::new(Box::new(file)).map_err(BuildError::io("read", path))?;
+        let (input, passed) = Digesting::new(file);
+        let stream = Stream::new(Box::new(input)).map_err(BuildError::io("read", path))?;
         let source = Self {
             path: path.to_path_buf(),
             entries: Some(Entries::new(stream)),
@@ -72,8 +87,28 @@ impl TarSource {
             progress,
             current: None,
             pieces: 0,
+            positions: None,
+            passed,
         };
         Ok((source, Tree::new(Attributes { mode: MISSING_MODE, ..Attributes::default() })))
+    }
+
+    /// Reads the whole archive into `tree`, but no data (TARFS). Files refer to chunks as if their data had been
+    /// handed out.
+    ///
+    /// # Errors
+    /// When the archive is compressed or damaged.
+    pub(crate) fn index(mut self, tree: &mut Tree) -> Result<TarIndex, BuildError> {
+        if let Some(entries) = &self.entries
+            && !entries.get_ref().is_plain()
+        {
+            let reason = "tar-tarfs needs a plain tar archive: its data is read in place".to_owned();
+            return Err(BuildError::Source { path: self.path, reason });
+        }
+        self.positions = Some(Vec::new());
+        while self.fill(tree, &mut Task::default())? {}
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(TarIndex { positions: self.positions.unwrap_or_default(), id: passed.id(), size: passed.size })
     }
 
     fn failed(&self, error: TarError, offset: u64) -> BuildError {
@@ -254,7 +289,13 @@ impl TarSource {
         task: &mut Task,
     ) -> Result<bool, BuildError> {
         while !task.is_full() {
-            if let Some(current) = self.current.take() {
+            if let Some((_, size, _)) = self.current
+                && let Some(positions) = &mut self.positions
+            {
+                positions.push((entries.offset(), size));
+                self.pieces += self.chunk_size.chunks(size);
+                self.current = None;
+            } else if let Some(current) = self.current.take() {
                 self.continue_file(entries, current, task)?;
                 continue;
             }

@@ -3,8 +3,10 @@
 //! Owns: telling gzip, zstd and plain apart by their first bytes, reading to the very end. Does not own: tar.
 
 use flate2::bufread::MultiGzDecoder;
+use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes read from the file or FIFO at a time.
 const BUFFER: usize = 256 << 10;
@@ -47,6 +49,11 @@ impl Stream {
         }
     }
 
+    /// Whether the bytes are those of the file.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
     /// Reads all that is left, so that whoever feeds a FIFO can finish. What follows an archive is padding, and
     /// padding that is no gzip is no error.
     pub(crate) fn drain(mut self) -> io::Result<()> {
@@ -70,6 +77,46 @@ impl Read for Stream {
             Self::Gzip(decoder) => decoder.read(buffer),
             Self::Zstd(decoder) => decoder.read(buffer),
         }
+    }
+}
+
+/// What went through a [`Digesting`] reader.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Passed {
+    /// sha256 of it.
+    hasher: Sha256,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl Passed {
+    /// Hexadecimal sha256.
+    pub(crate) fn id(&self) -> String {
+        hex::encode(self.hasher.clone().finalize())
+    }
+}
+
+/// Digests what is read through it.
+pub(crate) struct Digesting<R> {
+    input: R,
+    passed: Arc<Mutex<Passed>>,
+}
+
+impl<R> Digesting<R> {
+    /// Around `input`; the second value shows what went through.
+    pub(crate) fn new(input: R) -> (Self, Arc<Mutex<Passed>>) {
+        let passed = Arc::new(Mutex::new(Passed::default()));
+        (Self { input, passed: passed.clone() }, passed)
+    }
+}
+
+impl<R: Read> Read for Digesting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buffer)?;
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.hasher.update(&buffer[..n]);
+        passed.size += n as u64;
+        Ok(n)
     }
 }
 
