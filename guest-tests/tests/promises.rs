@@ -1,4 +1,5 @@
 //! The numbers of SPECIFICATION.md that a test can hold on a shared machine: CPU time, memory, never wall time.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use guest_tests::support::binaries;
 use guest_tests::support::daemon::Daemon;
