@@ -65,6 +65,14 @@ pub enum Defect {
         /// What it may be.
         expected: &'static str,
     },
+    /// v5: the record that lies last cannot be read, mostly because the file was cut short.
+    #[error("the last inode record does not fit its {size} bytes ({error}); was the file cut short?")]
+    LastInode {
+        /// Bytes of the bootstrap.
+        size: u64,
+        /// What is wrong with the record.
+        error: InodeError,
+    },
     /// Two tables share bytes.
     #[error("{first} and {second} overlap")]
     Overlap {

@@ -1,7 +1,8 @@
 //! RAFS v5: superblock and tables, checked at open (rafs-v5.md sections 2 to 8).
 //!
 //! Owns: where the tables are, the blob table in its common form. Does not own: inodes ([`inode`]),
-//! directories ([`dir`]), chunk records ([`chunks`]), xattrs ([`xattr`]). No record is touched at open.
+//! directories ([`dir`]), chunk records ([`chunks`]), xattrs ([`xattr`]). Of the
+//! records only the last one is touched at open.
 
 mod chunks;
 mod dir;
@@ -111,6 +112,7 @@ pub(crate) fn open(bytes: Bytes, origin: &Origin<'_>) -> Result<(Base, Tree), De
         owner: owner(flags),
         bytes,
     };
+    tree.check_last_record(&base)?;
     Ok((base, tree))
 }
 
@@ -256,6 +258,20 @@ fn blob_table(
 }
 
 impl Tree {
+    /// Checks the inode record that lies last in the file. v5 states no size of its own, so this is what
+    /// notices at open that the end of the file is missing.
+    ///
+    /// # Errors
+    /// [`Defect::LastInode`].
+    fn check_last_record(&self, base: &Base) -> Result<(), Defect> {
+        let size = base.bytes.as_slice().len() as u64;
+        let table = base.bytes.as_slice().get(usize::try_from(self.inode_table).unwrap_or(usize::MAX)..);
+        let slots = table.unwrap_or_default().chunks_exact(4).take(self.entries as usize);
+        let offsets = slots.filter_map(|slot| Some(u32::from_le_bytes(slot.try_into().ok()?)));
+        let Some((slot, _)) = (1..).zip(offsets).max_by_key(|(_, offset)| *offset) else { return Ok(()) };
+        self.check_slot(base, slot).map_err(|error| Defect::LastInode { size, error })
+    }
+
     /// Entries of the inode table: the number of names.
     pub(crate) fn entries(&self) -> u32 {
         self.entries
