@@ -49,10 +49,26 @@ pub type FetchDone = Box<dyn FnOnce(Result<Vec<u8>, StoreError>) + Send>;
 /// Called exactly once with the object's size in bytes. Returns quickly.
 pub type SizeDone = Box<dyn FnOnce(Result<u64, StoreError>) + Send>;
 
+/// Hears of a request's bytes while they arrive. Calls come one at a time and return quickly.
+pub trait FetchSink: Send {
+    /// `prefix` holds the first bytes of the range, more of them each time; those of earlier calls are unchanged.
+    /// Not called for the last piece, which comes with [`finish`](Self::finish), nor by stores that read in one go.
+    fn arrived(&mut self, prefix: &[u8]);
+
+    /// Called exactly once, as a [`FetchDone`].
+    fn finish(self: Box<Self>, result: Result<Vec<u8>, StoreError>);
+}
+
 /// A place that blobs come from.
 pub trait Store: Send + Sync + fmt::Debug {
     /// Reads a piece of an object.
     fn fetch(&self, request: FetchRequest, done: FetchDone);
+
+    /// As [`fetch`](Self::fetch), but tells of the bytes as they arrive, so that whoever needs only the first of them
+    /// need not wait for the last.
+    fn fetch_streamed(&self, request: FetchRequest, sink: Box<dyn FetchSink>) {
+        self.fetch(request, Box::new(move |result| sink.finish(result)));
+    }
 
     /// Asks for an object's size; answers [`ErrorClass::Missing`] when it is not there.
     fn size(&self, object: &str, done: SizeDone);

@@ -1,0 +1,8 @@
+//! Network stores against real servers on loopback.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, reason = "tests fail by panicking")]
+
+mod http;
+mod reading;
+mod registry;
+mod support;
