@@ -1,6 +1,43 @@
 //! Dates as signatures want them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use reqwest::header::{DATE, HeaderMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A difference that makes signatures invalid somewhere.
+const SKEW_MATTERS: Duration = Duration::from_secs(240);
+
+/// The time as a server has it.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    /// Where ours is behind, and where it is ahead.
+    skew: Mutex<(Duration, Duration)>,
+}
+
+impl Clock {
+    pub fn now(&self) -> SystemTime {
+        let (behind, ahead) = *self.skew.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now();
+        now.checked_add(behind).and_then(|t| t.checked_sub(ahead)).unwrap_or(now)
+    }
+
+    /// Takes the time from a refusal; says whether that changes anything.
+    pub fn learn(&self, headers: &HeaderMap) -> bool {
+        let theirs = headers.get(DATE).and_then(|v| httpdate::parse_http_date(v.to_str().ok()?).ok());
+        let Some(theirs) = theirs else { return false };
+        let skew = |ours: SystemTime| {
+            let behind = theirs.duration_since(ours).unwrap_or_default();
+            (behind, ours.duration_since(theirs).unwrap_or_default())
+        };
+        let (behind, ahead) = skew(self.now());
+        if behind.max(ahead) < SKEW_MATTERS {
+            return false;
+        }
+        tracing::warn!(?behind, ?ahead, "this machine's clock differs from the store's; signing with the store's");
+        *self.skew.lock().unwrap_or_else(PoisonError::into_inner) = skew(SystemTime::now());
+        true
+    }
+}
 
 /// A moment in UTC as `YYYYMMDDTHHMMSSZ`.
 pub(crate) fn basic(time: SystemTime) -> String {
@@ -44,7 +81,23 @@ fn date_from_days(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    #[test]
+    fn the_time_is_learned_from_a_refusal() {
+        let clock = Clock::default();
+        let headers = |time| -> HeaderMap {
+            [(DATE, httpdate::fmt_http_date(time).parse().unwrap())].into_iter().collect()
+        };
+        assert!(!clock.learn(&HeaderMap::new()));
+        assert!(!clock.learn(&headers(SystemTime::now())));
+        for theirs in [SystemTime::now() + Duration::from_secs(5000), SystemTime::now() - Duration::from_secs(5000)] {
+            assert!(clock.learn(&headers(theirs)));
+            let now = clock.now();
+            let off = now.duration_since(theirs).or_else(|_| theirs.duration_since(now)).unwrap();
+            assert!(off < Duration::from_secs(3), "{off:?}");
+            assert!(!clock.learn(&headers(theirs)), "once");
+        }
+    }
 
     #[test]
     fn known_moments() {

@@ -6,6 +6,7 @@
 //! to nobody but those who were configured or named by them.
 
 mod answer;
+mod bucket;
 mod client;
 mod clock;
 mod endpoint;
@@ -16,10 +17,12 @@ mod link;
 mod metrics;
 mod mirror;
 mod options;
+mod oss;
 mod plain_http;
 mod proxy;
 mod registry;
 mod runtime;
+mod s3;
 mod store;
 mod urls;
 

@@ -30,9 +30,46 @@ impl Source {
     }
 }
 
-/// The sources that are well, in order; never none.
-pub(crate) fn candidates(sources: &[Source]) -> Vec<&Source> {
-    sources.iter().filter(|s| s.health.as_ref().is_none_or(|h| h.is_well())).collect()
+/// Whose turn it is: each source once, in order, those that are not well left out; then the next round.
+#[derive(Debug)]
+pub(crate) struct Turns<'a> {
+    sources: &'a [Source],
+    had: Vec<usize>,
+}
+
+impl<'a> Turns<'a> {
+    /// The first round leaves out so many sources as there were attempts before.
+    pub fn new(sources: &'a [Source], attempt: u32) -> Self {
+        let mut turns = Self { sources, had: Vec::new() };
+        let skip = usize::try_from(attempt).unwrap_or(0) % turns.well().count().max(1);
+        turns.had = turns.well().map(|(index, _)| index).take(skip).collect();
+        turns
+    }
+
+    fn well(&self) -> impl Iterator<Item = (usize, &'a Source)> + use<'a> {
+        self.sources.iter().enumerate().filter(|(_, s)| s.health.as_ref().is_none_or(|h| h.is_well()))
+    }
+
+    /// The next one. There always is one: the store itself is always well.
+    pub fn next(&mut self) -> Option<&'a Source> {
+        let found = self.well().find(|(index, _)| !self.had.contains(index)).or_else(|| {
+            self.had.clear();
+            self.well().next()
+        });
+        let (index, source) = found?;
+        self.had.push(index);
+        Some(source)
+    }
+
+    /// Whether another source has its turn before the round is over.
+    pub fn others_left(&self) -> bool {
+        self.well().any(|(index, _)| !self.had.contains(&index))
+    }
+
+    /// How many there are to choose from.
+    pub fn count(&self) -> usize {
+        self.well().count().max(1)
+    }
 }
 
 /// How a mirror fares.

@@ -7,7 +7,7 @@ use crate::limit::{Gate, RateLimit};
 use crate::link::{Link, Route};
 use crate::metrics::{Metrics, NetCounters};
 use crate::registry::Authenticator;
-use crate::mirror::{Health, Source, candidates, keep_pinging};
+use crate::mirror::{Health, Source, Turns, keep_pinging};
 use crate::{HttpOptions, NetError, NetRuntime};
 use rafs::store::{
     ErrorClass, FetchDone, FetchRequest, FetchSink, Priority, SizeDone, Store, StoreError, is_safe_object_name,
@@ -153,6 +153,8 @@ impl Drop for Ending {
 /// Where a sequence of tries is.
 struct Tries {
     made: u32,
+    /// Rounds over all sources.
+    rounds: u32,
     /// Answers that no waiting will change, if they are meant.
     refusals: u32,
     limit: Option<u32>,
@@ -174,27 +176,30 @@ impl Tries {
             Priority::Prefetch => Some(configured.unwrap_or(PREFETCH_RETRIES).min(PREFETCH_RETRIES)),
         };
         let now = Instant::now();
-        Self { made: 0, refusals: 0, limit, deadline: now.checked_add(options.deadline).unwrap_or(now) }
+        Self { made: 0, rounds: 0, refusals: 0, limit, deadline: now.checked_add(options.deadline).unwrap_or(now) }
     }
 
-    /// `sources` were to choose from; `progress`: the try brought some of the bytes.
-    fn next(&mut self, failure: &Failure, sources: usize, progress: bool) -> Next {
-        let sources = u32::try_from(sources.max(1)).unwrap_or(u32::MAX);
+    /// `progress`: the try brought some of the bytes.
+    fn next(&mut self, failure: &Failure, turns: &Turns<'_>, progress: bool) -> Next {
+        self.after(failure, turns.count(), turns.others_left(), progress)
+    }
+
+    fn after(&mut self, failure: &Failure, sources: usize, others_left: bool, progress: bool) -> Next {
         self.made = self.made.saturating_add(1);
         if failure.kind == Kind::Final || self.limit.is_some_and(|limit| self.made > limit) {
             return Next::GiveUp;
         }
         if failure.kind != Kind::Transient {
             self.refusals = self.refusals.saturating_add(1);
-            if self.refusals >= ROUNDS_OF_REFUSALS.saturating_mul(sources) {
+            if self.refusals >= ROUNDS_OF_REFUSALS.saturating_mul(u32::try_from(sources).unwrap_or(u32::MAX)) {
                 return Next::GiveUp;
             }
         }
-        let pause = if self.made % sources != 0 || progress {
+        let pause = if others_left || progress {
             Duration::ZERO
         } else {
-            let round = (self.made / sources).clamp(1, 16) - 1;
-            let most = PAUSE_MIN.saturating_mul(1 << round).min(PAUSE_MAX);
+            let most = PAUSE_MIN.saturating_mul(1 << self.rounds.min(16)).min(PAUSE_MAX);
+            self.rounds = self.rounds.saturating_add(1);
             // Between half and all of it: many requests fail together, and should not come back together.
             most.mul_f64(0.5 + 0.5 * fastrand::f64()).max(failure.retry_after.unwrap_or_default().min(PAUSE_MAX))
         };
@@ -212,15 +217,13 @@ impl Inner {
         self.metrics.fetch();
         let begun = Instant::now();
         let mut tries = Tries::new(&self.options, priority);
+        // A second attempt begins where the first did not: it may have been damaged there.
+        let mut turns = Turns::new(&self.sources, attempt);
         let result = loop {
-            let sources = candidates(&self.sources);
-            // A second attempt begins where the first did not: it may have been damaged there.
-            let turn = tries.made.saturating_add(attempt);
-            let Some(source) = usize::try_from(turn).ok().and_then(|n| sources.get(n % sources.len().max(1))) else {
+            let Some(source) = turns.next() else {
                 break Err((Failure::transient("no source is left"), object.to_string()));
             };
-            let past_proxy = attempt > 0 || usize::try_from(tries.made).unwrap_or(usize::MAX) >= 2 * sources.len();
-            let route = if past_proxy { Route::Direct } else { Route::Proxy };
+            let route = if attempt > 0 || tries.rounds >= 2 { Route::Direct } else { Route::Proxy };
             let before = have.len();
             let receiving = self.receive(source, &object, &range, route, priority, &mut have, &mut ending);
             let outcome = timeout_at(tries.deadline, receiving)
@@ -232,7 +235,7 @@ impl Inner {
             };
             self.metrics.try_failed(&failure);
             source.failed(&failure.reason);
-            let next = tries.next(&failure, sources.len(), have.len() > before);
+            let next = tries.next(&failure, &turns, have.len() > before);
             tracing::debug!(object = %object, ?range, reason = failure.reason, ?next, "a try failed");
             match next {
                 Next::GiveUp => break Err((failure, source.endpoint.location(&object))),
@@ -311,11 +314,9 @@ impl Inner {
 
     async fn size(&self, object: &str) -> Result<u64, StoreError> {
         let mut tries = Tries::new(&self.options, Priority::Demand);
+        let mut turns = Turns::new(&self.sources, 0);
         loop {
-            let sources = candidates(&self.sources);
-            let Some(source) =
-                usize::try_from(tries.made).ok().and_then(|n| sources.get(n % sources.len().max(1)))
-            else {
+            let Some(source) = turns.next() else {
                 return Err(error(&Failure::transient("no source is left"), object.to_owned(), None, 0));
             };
             let outcome = timeout_at(tries.deadline, self.size_once(source, object))
@@ -330,7 +331,7 @@ impl Inner {
             };
             self.metrics.try_failed(&failure);
             source.failed(&failure.reason);
-            match tries.next(&failure, sources.len(), false) {
+            match tries.next(&failure, &turns, false) {
                 Next::GiveUp => {
                     return Err(error(&failure, source.endpoint.location(object), None, tries.made));
                 }
@@ -387,27 +388,27 @@ mod tests {
         let failure = Failure::transient("x");
         let mut last = Duration::ZERO;
         for n in 0..8 {
-            let Next::After(pause) = t.next(&failure, 1, false) else { panic!("gave up after {n}") };
+            let Next::After(pause) = t.after(&failure, 1, false, false) else { panic!("gave up after {n}") };
             let most = PAUSE_MIN.saturating_mul(1 << n).min(PAUSE_MAX);
             assert!(pause >= most / 2 && pause <= most, "{n}: {pause:?}");
             last = pause;
         }
         assert!(last >= PAUSE_MAX / 2);
-        assert_eq!(t.next(&failure, 1, true), Next::After(Duration::ZERO), "bytes came: go on at once");
+        assert_eq!(t.after(&failure, 1, false, true), Next::After(Duration::ZERO), "bytes came: go on at once");
         t.deadline = Instant::now();
-        assert_eq!(t.next(&failure, 1, false), Next::GiveUp);
+        assert_eq!(t.after(&failure, 1, false, false), Next::GiveUp);
     }
 
     #[tokio::test]
     async fn another_source_is_tried_at_once_and_refusals_are_believed_in_the_end() {
         let mut t = tries(&HttpOptions::default(), Priority::Demand);
         let missing = Failure::new(Kind::Missing, "404");
-        assert_eq!(t.next(&missing, 2, false), Next::After(Duration::ZERO));
-        let Next::After(pause) = t.next(&missing, 2, false) else { panic!() };
+        assert_eq!(t.after(&missing, 2, true, false), Next::After(Duration::ZERO));
+        let Next::After(pause) = t.after(&missing, 2, false, false) else { panic!() };
         assert!(!pause.is_zero());
-        let more = (0..100).take_while(|_| t.next(&missing, 2, false) != Next::GiveUp).count();
+        let more = (0..100).take_while(|_| t.after(&missing, 2, false, false) != Next::GiveUp).count();
         assert_eq!(more, 5, "eight in all with two sources");
-        assert_eq!(t.next(&Failure::new(Kind::Final, "no"), 2, false), Next::GiveUp);
+        assert_eq!(t.after(&Failure::new(Kind::Final, "no"), 2, false, false), Next::GiveUp);
     }
 
     #[tokio::test]
@@ -415,10 +416,10 @@ mod tests {
         let options = HttpOptions { retry_limit: 1, ..HttpOptions::default() };
         let failure = Failure { retry_after: Some(Duration::from_secs(1000)), ..Failure::transient("429") };
         let mut t = tries(&options, Priority::Demand);
-        assert_eq!(t.next(&failure, 1, false), Next::After(PAUSE_MAX), "as the server asks, within reason");
-        assert_eq!(t.next(&failure, 1, false), Next::GiveUp);
+        assert_eq!(t.after(&failure, 1, false, false), Next::After(PAUSE_MAX), "as the server asks, within reason");
+        assert_eq!(t.after(&failure, 1, false, false), Next::GiveUp);
         let mut t = tries(&HttpOptions::default(), Priority::Prefetch);
-        let pauses = (0..100).take_while(|_| t.next(&Failure::transient("x"), 1, true) != Next::GiveUp).count();
+        let pauses = (0..100).take_while(|_| t.after(&Failure::transient("x"), 1, false, true) != Next::GiveUp).count();
         assert_eq!(pauses, 2);
     }
 }

@@ -1,14 +1,18 @@
 //! Where the bytes of blobs come from.
 //!
-//! Owns: the interface of a store, its errors, and the store that reads a local directory. Does not own: what the
-//! bytes mean, retries of damaged data, caches, threads.
+//! Owns: the interface of a store, its errors, and the stores that read local directories and disks. Stores behind a
+//! network are a crate of their own, `rafs-net`. Does not own: what the bytes mean, retries of damaged data, caches,
+//! threads.
 //!
 //! A request carries a completion instead of holding a thread: a store that waits for a network takes the request,
 //! returns, and calls the completion from wherever the answer arrives. A store that reads a disk does its work in
 //! the call, on the fetch thread that makes it.
 
+mod gpt;
+mod localdisk;
 mod localfs;
 
+pub use localdisk::LocalDisk;
 pub use localfs::{LocalFs, LocalFsOptions};
 
 use std::fmt;

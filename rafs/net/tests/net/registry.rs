@@ -123,13 +123,13 @@ fn wrong_credentials_are_refused_and_not_shown() {
             let error = fetch(&store, &blobs.id, 0..10).unwrap_err();
             assert_eq!(error.class, ErrorClass::Denied, "{error}");
             assert!(!format!("{error} {store:?} {options:?}").contains("dTp"), "{error}");
-            assert!(error.to_string().contains("401"), "{error}");
+            assert!(["(401)", "status 401", "wants a user"].iter().any(|t| error.to_string().contains(t)), "{error}");
         }
     }
     // Then they are corrected.
     let store = open(&wrong, &quick());
     store.set_registry_auth(Secret::new(AUTH)).unwrap();
-    assert_eq!(fetch(&store, &blobs.id, 0..10).unwrap(), blobs.data[..10]);
+    assert!(fetch(&store, &blobs.id, 0..10).unwrap() == blobs.data[..10]);
     assert_eq!(size(&store, &blobs.id).unwrap(), 1000);
 }
 
@@ -139,7 +139,7 @@ fn a_given_token_and_a_docker_login() {
     let server = BlobServer::start(blobs.dir.path()).unwrap();
     server.set(|s| s.access = Access::Token("T0K".into()));
     let options = RegistryOptions { registry_token: Secret::new("T0K"), ..at(&server.host()) };
-    assert_eq!(fetch(&open(&options, &quick()), &blobs.id, 0..10).unwrap(), blobs.data[..10]);
+    assert!(fetch(&open(&options, &quick()), &blobs.id, 0..10).unwrap() == blobs.data[..10]);
     assert_eq!(server.records().len(), 1, "sent at once");
 
     server.set(|s| s.access = Access::Basic(AUTH.into()));
@@ -148,7 +148,7 @@ fn a_given_token_and_a_docker_login() {
     std::fs::write(docker.path().join("config.json"), config).unwrap();
     let options = RegistryOptions { docker_config: Some(docker.path().into()), ..options };
     server.forget_records();
-    assert_eq!(fetch(&open(&options, &quick()), &blobs.id, 0..10).unwrap(), blobs.data[..10]);
+    assert!(fetch(&open(&options, &quick()), &blobs.id, 0..10).unwrap() == blobs.data[..10]);
     let first = server.records()[0].header("authorization").map(str::to_owned);
     assert_eq!(first.as_deref(), Some("Bearer T0K"), "the old token first, then the login");
 }
@@ -179,7 +179,7 @@ fn redirects_that_have_expired_are_asked_for_again() {
         let store = open(&at(&server.host()), &quick());
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(3) {
-            assert_eq!(fetch(&store, &blobs.id, 5..10).unwrap(), blobs.data[5..10]);
+            assert!(fetch(&store, &blobs.id, 5..10).unwrap() == blobs.data[5..10]);
             std::thread::sleep(Duration::from_millis(20));
         }
         let asked = server.records().len();
@@ -201,7 +201,7 @@ fn scheme_and_host_of_redirects_can_be_replaced() {
         blob_redirected_host: Some(storage.host()),
         ..at(&server.host())
     };
-    assert_eq!(fetch(&open(&options, &quick()), &blobs.id, 5..10).unwrap(), blobs.data[5..10]);
+    assert!(fetch(&open(&options, &quick()), &blobs.id, 5..10).unwrap() == blobs.data[5..10]);
     assert_eq!(size(&open(&options, &quick()), &blobs.id).unwrap(), 1000);
     // A secret of a location does not show up in errors.
     let store = open(&at(&server.host()), &HttpOptions { retry_limit: 1, ..quick() });
@@ -221,7 +221,7 @@ fn docker_registry_with_and_without_a_password() {
     let blobs = blobs(100_000);
     let server = DockerRegistry::start(blobs.dir.path(), None).unwrap();
     let store = open(&at(&server.host), &quick());
-    assert_eq!(fetch(&store, &blobs.id, 10..90_000).unwrap(), blobs.data[10..90_000]);
+    assert!(fetch(&store, &blobs.id, 10..90_000).unwrap() == blobs.data[10..90_000]);
     assert_eq!(size(&store, &blobs.id).unwrap(), 100_000);
     let missing = "0".repeat(64);
     assert_eq!(fetch(&store, &missing, 0..1).unwrap_err().class, ErrorClass::Missing);
@@ -229,7 +229,7 @@ fn docker_registry_with_and_without_a_password() {
 
     let server = DockerRegistry::start(blobs.dir.path(), Some(("u", "p"))).unwrap();
     let store = open(&with_auth(&server.host), &quick());
-    assert_eq!(fetch(&store, &blobs.id, 10..90_000).unwrap(), blobs.data[10..90_000]);
+    assert!(fetch(&store, &blobs.id, 10..90_000).unwrap() == blobs.data[10..90_000]);
     assert_eq!(size(&store, &blobs.id).unwrap(), 100_000);
     let store = open(&at(&server.host), &HttpOptions { retry_limit: 1, ..quick() });
     assert_eq!(fetch(&store, &blobs.id, 0..1).unwrap_err().class, ErrorClass::Denied);
@@ -247,20 +247,20 @@ fn certificates() {
 
     let trusting = HttpOptions { ca_cert_files: vec![nginx.ca.clone()], ..once.clone() };
     let store = open(&https(&nginx.https), &trusting);
-    assert_eq!(fetch(&store, &blobs.id, 10..90_000).unwrap(), blobs.data[10..90_000]);
+    assert!(fetch(&store, &blobs.id, 10..90_000).unwrap() == blobs.data[10..90_000]);
     assert_eq!(size(&store, &blobs.id).unwrap(), 100_000);
 
     let error = fetch(&open(&https(&nginx.https), &once), &blobs.id, 0..10).unwrap_err();
     assert!(error.to_string().contains("UnknownIssuer"), "{error}");
     let loose = HttpOptions { skip_verify: true, ..once.clone() };
-    assert_eq!(fetch(&open(&https(&nginx.https), &loose), &blobs.id, 0..10).unwrap(), blobs.data[..10]);
+    assert!(fetch(&open(&https(&nginx.https), &loose), &blobs.id, 0..10).unwrap() == blobs.data[..10]);
 
     // Plain http where https was expected: only with skip_verify.
     fetch(&open(&https(&nginx.http), &once), &blobs.id, 0..10).unwrap_err();
     let store = open(&https(&nginx.http), &loose);
-    assert_eq!(fetch(&store, &blobs.id, 0..10).unwrap(), blobs.data[..10]);
-    assert_eq!(fetch(&store, &blobs.id, 10..20).unwrap(), blobs.data[10..20]);
-    assert_eq!(fetch(&open(&at(&nginx.http), &once), &blobs.id, 0..10).unwrap(), blobs.data[..10]);
+    assert!(fetch(&store, &blobs.id, 0..10).unwrap() == blobs.data[..10]);
+    assert!(fetch(&store, &blobs.id, 10..20).unwrap() == blobs.data[10..20]);
+    assert!(fetch(&open(&at(&nginx.http), &once), &blobs.id, 0..10).unwrap() == blobs.data[..10]);
 }
 
 #[test]
@@ -275,6 +275,6 @@ fn mirrors_of_a_registry() {
     assert_eq!((mirror.records().len(), origin.records().len()), (1, 0));
     assert_eq!(mirror.records()[0].target, format!("/v2/a/b/blobs/sha256:{}", blobs.id));
     mirror.set(|s| s.always = Some((404, Vec::new())));
-    assert_eq!(fetch(&store, &blobs.id, 0..10).unwrap(), blobs.data[..10]);
+    assert!(fetch(&store, &blobs.id, 0..10).unwrap() == blobs.data[..10]);
     assert_eq!(origin.records().last().unwrap().status, 206);
 }
