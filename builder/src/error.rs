@@ -51,6 +51,14 @@ pub enum BuildError {
         /// The largest number that fits.
         limit: u64,
     },
+    /// Images that cannot be parts of one image.
+    #[error("{path:?}: {reason}")]
+    Inconsistent {
+        /// The bootstrap at fault.
+        path: PathBuf,
+        /// Which property differs.
+        reason: String,
+    },
     /// Options that do not go together, or a value out of range.
     #[error("{0}")]
     Options(String),

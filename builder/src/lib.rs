@@ -5,6 +5,7 @@
 //! * `source`: where entries and data come from.
 //! * `tree`: the tree in memory, and its numbering.
 //! * `pack`: pieces of files to stored chunks, and the blob file.
+//! * `layer`: existing images as input: parents, dictionaries, layers to [`merge`].
 //! * `write`: v5 and v6 bootstraps.
 //! * `blobs`: data of existing images, read back: [`verify`].
 //! * [`build`](create): the steps from a source to an image.
@@ -14,13 +15,16 @@
 
 mod blobs;
 mod build;
+mod build_tarfs;
 pub mod cmd;
 mod error;
+mod layer;
 mod options;
 mod output;
 mod pack;
 mod prefetch;
 mod progress;
+mod secret;
 mod source;
 mod tree;
 mod write;
@@ -28,6 +32,7 @@ mod write;
 pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
 pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, create};
 pub use error::BuildError;
+pub use layer::{MergeOptions, MergeReport, OwnBlob, merge};
 pub use options::{ChunkSize, ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
 pub use prefetch::Patterns;
 pub use progress::Progress;

@@ -84,6 +84,10 @@ pub struct ImageOptions {
     pub chunk_size: ChunkSize,
     /// v5: round uncompressed offsets up to 4096. v6 always does.
     pub aligned_chunk: bool,
+    /// v6: compress chunks of small files together, in batches of up to this many bytes; at most the chunk size.
+    pub batch_size: Option<ChunkSize>,
+    /// v6: encrypt the blob with a new key, which the bootstrap holds.
+    pub encrypt: bool,
     /// Store 0 as uid and gid of every entry and say so.
     pub repeatable: bool,
     /// Entries that mark deletions.
@@ -97,6 +101,21 @@ pub struct ImageOptions {
 }
 
 impl ImageOptions {
+    /// Checks that the options go together.
+    pub(crate) fn check(&self) -> Result<(), BuildError> {
+        let refuse = |reason: &str| Err(BuildError::Options(reason.to_owned()));
+        if self.version == Version::V5 && self.batch_size.is_some() {
+            return refuse("batches (--batch-size) need RAFS v6");
+        }
+        if self.version == Version::V5 && self.encrypt {
+            return refuse("encryption (--encrypt) needs RAFS v6");
+        }
+        if self.batch_size.is_some_and(|size| size.get() > self.chunk_size.get()) {
+            return refuse("the batch size must not be larger than the chunk size");
+        }
+        Ok(())
+    }
+
     /// Whether uncompressed offsets are multiples of 4096.
     pub(crate) fn aligned(&self) -> bool {
         self.aligned_chunk || self.version == Version::V6
@@ -111,6 +130,8 @@ impl Default for ImageOptions {
             digester: Digester::Blake3,
             chunk_size: ChunkSize::default(),
             aligned_chunk: false,
+            batch_size: None,
+            encrypt: false,
             repeatable: false,
             whiteout_spec: WhiteoutSpec::Oci,
             prefetch_policy: PrefetchPolicy::None,

@@ -510,11 +510,11 @@ fn one_bad_answer_is_cured_by_asking_again() {
 #[test]
 fn answers_of_wrong_length_are_no_answers() {
     let case = case("v6-none-sha256");
-    for extra in [-1i64, 1] {
+    for extra in [-1isize, 1] {
         let reader = hooked(&case, options(None), move |request, done| {
             let wrong: FetchDone = Box::new(move |result| {
                 done(result.map(|mut bytes: Vec<u8>| {
-                    bytes.resize(usize::try_from(bytes.len() as i64 + extra).unwrap(), 0);
+                    bytes.resize(bytes.len().checked_add_signed(extra).unwrap(), 0);
                     bytes
                 }));
             });
@@ -601,4 +601,41 @@ fn without_verification_cached_chunks_are_trusted_and_reads_still_work() {
     let reader = Reader::new(case.image(), Counted::of_dir(nothing.path()), trusting()).unwrap();
     assert_all_files(&case, &reader, "unverified, restarted");
     assert_all_hot(&case, &reader, "unverified, restarted");
+}
+
+/// Not a test of its own: reads everything in a process that may write no more than a few KiB to a file.
+#[test]
+fn child_on_a_full_disk() {
+    let Ok(dir) = std::env::var("RAFS_TEST_FULL_DISK") else { return };
+    let case = case("v6-zstd-sha256-4k");
+    let reader = case.reader(Some(Path::new(&dir)));
+    assert_all_files(&case, &reader, "full disk");
+    assert_all_files(&case, &reader, "full disk, again");
+    println!("\nread everything");
+}
+
+#[test]
+fn a_full_disk_costs_the_cache_and_nothing_else() {
+    let case = case("v6-zstd-sha256-4k");
+    let image = case.image();
+    let info = &image.blobs()[0];
+    for length_is_there in [true, false] {
+        let cache = tempfile::tempdir().unwrap();
+        if length_is_there {
+            let data = std::fs::File::create(cache.path().join(format!("{}.blob.data", info.id))).unwrap();
+            data.set_len(info.uncompressed_size).unwrap();
+        }
+        let output = Command::new("sh")
+            .args(["-c", r#"trap "" XFSZ; ulimit -f 40; exec "$0" "$@""#])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "child_on_a_full_disk", "--nocapture"])
+            .env("RAFS_TEST_FULL_DISK", cache.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("read everything"), "{text}");
+        let reader = case.reader(Some(cache.path()));
+        assert_all_files(&case, &reader, "after a full disk");
+        assert_all_hot(&case, &reader, "after a full disk");
+    }
 }

@@ -20,9 +20,22 @@ struct Window {
 }
 
 impl LogLimit {
-    /// Logs a warning unless there were too many lately; the text is made only when it is wanted.
+    /// Logs a warning unless there were too many lines lately; the text is made only when it is wanted.
     pub(crate) fn warn(&self, text: impl FnOnce() -> String) {
-        let Ok(mut window) = self.0.lock() else { return };
+        if self.allows() {
+            tracing::warn!("{}", text());
+        }
+    }
+
+    /// The same for what is nothing to worry about.
+    pub(crate) fn info(&self, text: impl FnOnce() -> String) {
+        if self.allows() {
+            tracing::info!("{}", text());
+        }
+    }
+
+    fn allows(&self) -> bool {
+        let Ok(mut window) = self.0.lock() else { return false };
         let now = Instant::now();
         if window.start.is_none_or(|start| now.duration_since(start) >= WINDOW) {
             if window.lines > LINES {
@@ -30,9 +43,21 @@ impl LogLimit {
             }
             *window = Window { start: Some(now), lines: 0 };
         }
-        window.lines += 1;
-        if window.lines <= LINES {
-            tracing::warn!("{}", text());
-        }
+        window.lines = window.lines.saturating_add(1);
+        window.lines <= LINES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_lines_a_window() {
+        let limit = LogLimit::default();
+        let allowed = (0..1000).filter(|_| limit.allows()).count();
+        assert_eq!(allowed, 10);
+        limit.0.lock().unwrap().start = Instant::now().checked_sub(WINDOW);
+        assert!(limit.allows());
     }
 }

@@ -139,7 +139,7 @@ impl<'a> OpenBlob<'a> {
         let cached = beside(&format!("{}.blob.meta", info.id));
         if self.plain || (blob::is_legacy_stargz(info) && cached.exists()) {
             let bytes = std::fs::read(&cached).map_err(BlobDataError::io(&info.id, "read", &cached))?;
-            self.table = Some(blob::parse_cached_table(info, bytes)?);
+            self.table = Some(blob::parse_table(info, bytes)?);
             return Ok(());
         }
         if blob::is_legacy_stargz(info) {
@@ -163,7 +163,7 @@ impl<'a> OpenBlob<'a> {
             "read the chunk info table of",
             &path,
         ))?;
-        self.table = Some(blob::parse_stored_table(info, &table)?);
+        self.table = Some(blob::parse_table(info, blob::plain_table(info, &table)?)?);
         if info.features.contains(BlobFeatures::HAS_TOC)
             && let Some(tail) = blob::toc_tail_range(size, info.toc_size)
         {

@@ -4,10 +4,9 @@
 
 use super::json::{Report, Trace};
 use super::progress::Bar;
-use super::size;
+use super::{chunk_dict, prefetch, size};
 use crate::build::{self, BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind};
-use crate::options::{ChunkSize, ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
-use crate::prefetch::Patterns;
+use crate::options::{ChunkSize, ImageOptions, Version, WhiteoutSpec};
 use crate::progress::Progress;
 use anyhow::{Context as _, bail};
 use clap::builder::PossibleValue;
@@ -16,7 +15,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Make an image from a directory.
+/// Make an image from a directory or a tar archive.
 ///
 /// Writes a data blob and a bootstrap that refers to it. Nothing appears under its final name before it is
 /// complete. The same input gives the same bytes, whatever the number of threads.
@@ -27,10 +26,12 @@ Examples:
     rafs-image create --bootstrap image.boot --blob-dir blobs rootfs/
   The same as v5, with lz4 and 64 KiB chunks:
     rafs-image create -v 5 --compressor lz4_block --chunk-size 0x10000 -B image.boot -D blobs rootfs/
+  A layer from a pipe, in one pass:
+    zcat layer.tar.gz | rafs-image create --type tar-rafs -B layer.boot -D blobs /dev/stdin
   Let a guest find the shell's data first:
     printf '/bin\\n/lib\\n' | rafs-image create --prefetch-policy fs -B image.boot -D blobs rootfs/")]
 pub(super) struct CreateArgs {
-    /// Directory to make the image from
+    /// Directory, file, FIFO or character device (/dev/stdin) to make the image from
     source: PathBuf,
 
     /// What SOURCE is
@@ -44,7 +45,7 @@ pub(super) struct CreateArgs {
     kind: SourceType,
 
     /// File to write the bootstrap (metadata) to
-    #[arg(short = 'B', long, value_name = "FILE", required_unless_present = "blob_dir")]
+    #[arg(short = 'B', long, value_name = "FILE", required_unless_present_any = ["blob_dir", "blob_inline_meta"])]
     bootstrap: Option<PathBuf>,
 
     /// Existing directory to write the blob to, named by its id; without --bootstrap also the bootstrap, named by its sha256
@@ -55,6 +56,22 @@ pub(super) struct CreateArgs {
     #[arg(short = 'b', long, value_name = "FILE")]
     blob: Option<PathBuf>,
 
+    /// Put the bootstrap into the blob, behind the data
+    #[arg(long, alias = "inline-bootstrap", conflicts_with_all = ["bootstrap", "blob_id"])]
+    blob_inline_meta: bool,
+
+    /// Extra parts of the blob: `blob-toc` is a table of contents at its end (v6)
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    features: Vec<FeatureArg>,
+
+    /// Lay the source over this image; the result refers to its blobs too
+    #[arg(long, value_name = "FILE")]
+    parent_bootstrap: Option<PathBuf>,
+
+    /// Refer to chunks of this image where they are the same (`bootstrap=FILE` or `FILE`)
+    #[arg(long, value_name = "FILE", value_parser = chunk_dict::parse)]
+    chunk_dict: Option<PathBuf>,
+
     /// Name of the blob in the image, at most 64 bytes [default: sha256 of the blob]
     #[arg(long, value_name = "ID")]
     blob_id: Option<String>,
@@ -62,6 +79,14 @@ pub(super) struct CreateArgs {
     /// Bytes in a chunk: a power of two from 0x1000 to 0x1000000
     #[arg(long, value_name = "SIZE", default_value = "0x100000", value_parser = size::parse)]
     chunk_size: u64,
+
+    /// v6: compress chunks of files smaller than half of this together; 0, or a power of two up to the chunk size
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
+    batch_size: u64,
+
+    /// v6: encrypt the blob (AES-128-XTS) with a new key that only the bootstrap holds
+    #[arg(short = 'E', long)]
+    encrypt: bool,
 
     /// How chunks are stored
     #[arg(long, value_name = "NAME", default_value = "zstd")]
@@ -89,7 +114,7 @@ pub(super) struct CreateArgs {
 
     /// What to do for the paths that standard input lists, one a line: `fs` records them, `blob` (v5) makes them a leading range of the blob; both store their data first
     #[arg(long, value_name = "POLICY", default_value = "none")]
-    prefetch_policy: PrefetchArg,
+    prefetch_policy: prefetch::PolicyArg,
 
     /// Threads that read, digest and compress [default: all cores]
     #[arg(long, value_name = "N")]
@@ -108,19 +133,28 @@ pub(super) struct CreateArgs {
 #[derive(Clone, Copy, Debug)]
 enum SourceType {
     Directory,
+    Tar,
+    TarGz,
+    Estargz,
+    Tarfs,
 }
 
 impl clap::ValueEnum for SourceType {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Directory]
+        &[Self::Directory, Self::Tar, Self::TarGz, Self::Estargz, Self::Tarfs]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        match self {
-            Self::Directory => Some(
-                PossibleValue::new("dir-rafs").alias("directory").help("a directory tree (also: directory)"),
-            ),
-        }
+        Some(match self {
+            Self::Directory => {
+                PossibleValue::new("dir-rafs").alias("directory").help("a directory tree (also: directory)")
+            }
+            Self::Tar => PossibleValue::new("tar-rafs").help("a tar archive; gzip and zstd are recognised"),
+            Self::TarGz => PossibleValue::new("targz-rafs").help("the same"),
+            Self::Estargz => PossibleValue::new("estargz-rafs").help("the same, for eStargz layers"),
+            Self::Tarfs => PossibleValue::new("tar-tarfs")
+                .help("a plain tar archive that is read in place; no blob is written"),
+        })
     }
 }
 
@@ -153,11 +187,9 @@ enum WhiteoutArg {
     None,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum PrefetchArg {
-    Fs,
-    Blob,
-    None,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum FeatureArg {
+    BlobToc,
 }
 
 /// Runs the command.
@@ -181,24 +213,23 @@ pub(super) fn run(args: &CreateArgs, bar: &Bar) -> anyhow::Result<()> {
 
 impl CreateArgs {
     fn options(&self) -> anyhow::Result<CreateOptions> {
-        // Before anything else: whoever feeds the list may wait for it to be taken.
-        let prefetch_policy = match self.prefetch_policy {
-            PrefetchArg::Fs => PrefetchPolicy::Fs,
-            PrefetchArg::Blob => PrefetchPolicy::Blob,
-            PrefetchArg::None => PrefetchPolicy::None,
+        let (prefetch_policy, prefetch_patterns) = prefetch::read(self.prefetch_policy)?;
+        let source = match self.kind {
+            SourceType::Directory => SourceKind::Directory(self.source.clone()),
+            SourceType::Tarfs => SourceKind::Tarfs(self.source.clone()),
+            SourceType::Tar | SourceType::TarGz | SourceType::Estargz => SourceKind::Tar(self.source.clone()),
         };
-        let prefetch_patterns = match prefetch_policy {
-            PrefetchPolicy::None => Patterns::default(),
-            _ => Patterns::read(&mut std::io::stdin().lock())
-                .context("cannot read prefetch patterns from standard input")?,
-        };
-        let SourceType::Directory = self.kind;
-        let blob = match (&self.blob, &self.blob_dir) {
-            (Some(file), _) => BlobTarget::File(file.clone()),
-            (None, Some(dir)) => BlobTarget::Directory(dir.clone()),
-            (None, None) => bail!("both --blob and --blob-dir are missing: say where the data blob goes"),
+        let blob = match (self.kind, &self.blob, &self.blob_dir) {
+            (SourceType::Tarfs, Some(_), _) => {
+                bail!("--blob cannot be used with --type tar-tarfs, which writes no blob")
+            }
+            (SourceType::Tarfs, None, _) => None,
+            (_, Some(file), _) => Some(BlobTarget::File(file.clone())),
+            (_, None, Some(dir)) => Some(BlobTarget::Directory(dir.clone())),
+            (_, None, None) => bail!("both --blob and --blob-dir are missing: say where the data blob goes"),
         };
         let bootstrap = match (&self.bootstrap, &self.blob_dir) {
+            _ if self.blob_inline_meta => BootstrapTarget::Inline,
             (Some(file), _) => BootstrapTarget::File(file.clone()),
             (None, Some(dir)) => BootstrapTarget::Directory(dir.clone()),
             (None, None) => bail!("both --bootstrap and --blob-dir are missing: say where the metadata goes"),
@@ -219,6 +250,11 @@ impl CreateArgs {
             },
             chunk_size: ChunkSize::new(self.chunk_size)?,
             aligned_chunk: self.aligned_chunk,
+            batch_size: match self.batch_size {
+                0 => None,
+                bytes => Some(ChunkSize::new(bytes).context("--batch-size")?),
+            },
+            encrypt: self.encrypt,
             repeatable: self.repeatable,
             whiteout_spec: match self.whiteout_spec {
                 WhiteoutArg::Oci => WhiteoutSpec::Oci,
@@ -229,16 +265,22 @@ impl CreateArgs {
             prefetch_patterns,
             ..ImageOptions::default()
         };
+        if matches!(self.kind, SourceType::Tarfs) {
+            (image.compressor, image.digester) = (Compressor::None, Digester::Sha256);
+        }
         if let Some(threads) = self.threads {
             image.threads = threads;
         }
         let blob_id = self.blob_id.clone().map(checked_id).transpose()?;
         Ok(CreateOptions {
             image,
-            source: SourceKind::Directory(self.source.clone()),
+            source,
             blob,
             bootstrap,
             blob_id,
+            parent: self.parent_bootstrap.clone().filter(|path| !path.as_os_str().is_empty()),
+            chunk_dict: self.chunk_dict.clone(),
+            toc: self.features.contains(&FeatureArg::BlobToc),
         })
     }
 }

@@ -3,17 +3,21 @@
 //! Owns: parsing, exit codes, where logs and results go. Does not own: any work; one file a subcommand, each
 //! of which turns flags into options of the library and prints its report.
 //!
-//! Exit status: 0 success, 1 a failure at run time, 2 a usage error. stdout carries results only.
+//! Exit status: 0 success, 1 a failure at run time, 2 a usage error or images that do not go together. stdout carries results only.
 
 mod check;
+mod chunk_dict;
 mod create;
 mod generate;
 mod json;
 mod logging;
+mod merge;
+mod prefetch;
 mod progress;
 mod size;
 mod version;
 
+use crate::error::BuildError;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::Write;
@@ -50,8 +54,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make an image from a directory
+    /// Make an image from a directory or a tar archive
     Create(Box<create::CreateArgs>),
+    /// Merge bootstraps of layers into one
+    Merge(Box<merge::MergeArgs>),
     /// Check an image: all of its metadata, and its data when the blobs are given
     Check(check::CheckArgs),
     /// Print a completion script for a shell
@@ -85,6 +91,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     finish(match command {
         Command::Create(args) => create::run(&args, &bar),
+        Command::Merge(args) => merge::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
@@ -105,14 +112,24 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut text = format!("Error: {error}\n");
-    for (n, cause) in error.chain().skip(1).enumerate() {
+    let mut last = error.to_string();
+    for (n, cause) in error.chain().skip(1).map(ToString::to_string).enumerate() {
         if n == 0 {
             text.push_str("\nCaused by:\n");
         }
-        text.push_str(&format!("    {cause}\n"));
+        // Messages that end with their cause have said it.
+        if !last.ends_with(&cause) {
+            text.push_str(&format!("    {cause}\n"));
+        }
+        last = cause;
+    }
+    let inconsistent = matches!(error.downcast_ref(), Some(BuildError::Inconsistent { .. }));
+    if inconsistent {
+        // Clients know this failure by its status and by this word.
+        text = text.replacen("Error: ", "message:", 1);
     }
     let _ = std::io::stderr().write_all(text.as_bytes());
-    ExitCode::FAILURE
+    if inconsistent { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]
@@ -139,7 +156,7 @@ mod tests {
             assert!(help.contains(flag.as_str()), "{flag}");
         }
         assert!(flags.len() > 15);
-        for kind in ["directory", "dir-rafs"] {
+        for kind in ["directory", "dir-rafs", "tar-rafs", "targz-rafs", "estargz-rafs", "tar-tarfs"] {
             assert!(help.contains(kind), "{kind}");
         }
     }

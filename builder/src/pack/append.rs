@@ -3,6 +3,7 @@
 //! Owns: chunk numbers and offsets, the list of references, writing chunk data. Does not own: order, which
 //! the pipeline guarantees.
 
+use super::batch::Batches;
 use super::blob_file::BlobFile;
 use super::chunk::Chunk;
 use super::table::ChunkTable;
@@ -10,7 +11,7 @@ use super::worker::{Done, Finished};
 use crate::error::BuildError;
 use crate::options::{ChunkSize, ImageOptions};
 use crate::progress::Progress;
-use rafs::codec::{Compressor, Digester};
+use rafs::codec::{Cipher, CipherKey, Compressor, Digester};
 use rafs::layout::chunk::ChunkFlags;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -19,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 pub(crate) const CHUNK_ALIGNMENT: u64 = 4096;
 
 /// How chunks are made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PackSettings {
     /// How they are stored.
     pub compressor: Compressor,
@@ -31,6 +32,12 @@ pub(crate) struct PackSettings {
     pub aligned: bool,
     /// Most chunks a blob may have.
     pub chunks_max: u32,
+    /// Plain bytes that a batch of small chunks may have; 0: no batches.
+    pub batch_size: u32,
+    /// Blobs of the parent image, whose entries come first in the table.
+    pub first_blob: u32,
+    /// Key to encrypt everything stored with.
+    pub cipher: Option<CipherKey>,
     /// Threads.
     pub threads: std::num::NonZeroUsize,
 }
@@ -48,6 +55,9 @@ impl PackSettings {
             chunk_size: options.chunk_size,
             aligned: options.aligned(),
             chunks_max,
+            batch_size: options.batch_size.map_or(0, ChunkSize::get),
+            first_blob: 0,
+            cipher: None,
             threads: options.threads,
         }
     }
@@ -57,6 +67,7 @@ impl PackSettings {
 #[derive(Debug)]
 pub(crate) struct Appender<'a> {
     settings: PackSettings,
+    cipher: Option<Cipher>,
     blob: &'a mut BlobFile,
     progress: &'a Progress,
     packed: Packed,
@@ -77,19 +88,41 @@ pub(crate) struct Packed {
     pub prefetch_size: u64,
     /// Plain bytes of pieces that needed no room because their chunk was there.
     pub deduplicated: u64,
+    /// Batches of the new blob.
+    pub batches: Batches,
+    /// Index of the new blob in the blob table, once it has a chunk.
+    pub own_blob: Option<u32>,
+    /// Entries that follow the parent's in the blob table.
+    pub new_blobs: Vec<NewBlob>,
+}
+
+/// An entry that a build adds to the blob table; they come in the order of first use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewBlob {
+    /// The blob that is written.
+    Own,
+    /// A blob of the chunk dictionary, by its index there.
+    Dictionary(u32),
 }
 
 impl<'a> Appender<'a> {
-    /// For a new blob that becomes entry `blob_index` of the table.
-    pub(crate) fn new(settings: PackSettings, blob: &'a mut BlobFile, progress: &'a Progress) -> Self {
-        Self { settings, blob, progress, packed: Packed::default() }
+    /// For a new blob, and files whose references follow `references`.
+    pub(crate) fn new(
+        settings: PackSettings,
+        references: Vec<u32>,
+        blob: &'a mut BlobFile,
+        progress: &'a Progress,
+    ) -> Self {
+        let cipher = settings.cipher.as_ref().map(Cipher::new);
+        Self { settings, cipher, blob, progress, packed: Packed { references, ..Packed::default() } }
     }
 
     /// Takes the next task's result.
     pub(crate) fn append(&mut self, done: &Done, table: &Mutex<ChunkTable>) -> Result<(), BuildError> {
         let before = self.packed.compressed_end;
         let mut plain = 0;
-        let mut ranges: Vec<Range<usize>> = Vec::new();
+        // Writing waits until the table is free again: other threads ask it what they need not compress.
+        let mut new = Vec::new();
         {
             let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
             for piece in &done.pieces {
@@ -99,13 +132,22 @@ impl<'a> Appender<'a> {
                         self.packed.deduplicated += u64::from(piece.len);
                         at
                     }
-                    None => self.store(piece, &mut table, &mut ranges)?,
+                    None => match table.find_in_dictionary(&piece.digest, piece.len) {
+                        Some(chunk) => {
+                            self.packed.deduplicated += u64::from(piece.len);
+                            self.borrow(chunk, piece.position, &mut table)?
+                        }
+                        None => self.store(piece, done, &mut table, &mut new)?,
+                    },
                 };
                 self.packed.references.push(at);
             }
         }
-        for range in ranges {
-            self.blob.write(&done.stored[range])?;
+        for bytes in new {
+            match bytes {
+                Bytes::Stored(range) => self.blob.write(&done.stored[range])?,
+                Bytes::Batch(batch) => self.blob.write(&batch)?,
+            }
         }
         if done.prefetch {
             self.packed.prefetch_size = self.packed.compressed_end;
@@ -114,50 +156,124 @@ impl<'a> Appender<'a> {
         Ok(())
     }
 
+    /// Ends the batch that is being filled.
+    fn end_batch(&mut self, new: &mut Vec<Bytes>) -> Result<(), BuildError> {
+        let batch = self.packed.batches.finish(&self.settings, self.cipher.as_ref());
+        let batch =
+            batch.map_err(|e| BuildError::Compress { path: self.blob.path(), reason: e.to_string() })?;
+        if let Some(batch) = batch {
+            self.packed.compressed_end += batch.len() as u64;
+            new.push(Bytes::Batch(batch.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Takes a chunk of the dictionary into the image.
+    fn borrow(&mut self, mut chunk: Chunk, position: u32, table: &mut ChunkTable) -> Result<u32, BuildError> {
+        let known = self.packed.new_blobs.iter().position(|blob| *blob == NewBlob::Dictionary(chunk.blob));
+        let at = known.unwrap_or_else(|| {
+            self.packed.new_blobs.push(NewBlob::Dictionary(chunk.blob));
+            self.packed.new_blobs.len() - 1
+        });
+        chunk.blob = self.blob_index(at)?;
+        chunk.position = position;
+        table
+            .insert(chunk)
+            .ok_or_else(|| BuildError::Limit { what: "chunks in one image", limit: u64::from(u32::MAX) })
+    }
+
+    /// Index in the blob table of the new blob `at`.
+    fn blob_index(&self, at: usize) -> Result<u32, BuildError> {
+        let index = u32::try_from(at).ok().and_then(|at| self.settings.first_blob.checked_add(at));
+        index.ok_or_else(|| BuildError::Limit { what: "blobs in one image", limit: u64::from(u32::MAX) })
+    }
+
+    /// Index in the blob table of the blob that is written.
+    fn own_blob(&mut self) -> Result<u32, BuildError> {
+        if let Some(index) = self.packed.own_blob {
+            return Ok(index);
+        }
+        let index = self.blob_index(self.packed.new_blobs.len())?;
+        self.packed.new_blobs.push(NewBlob::Own);
+        self.packed.own_blob = Some(index);
+        Ok(index)
+    }
+
     fn store(
         &mut self,
         piece: &Finished,
+        done: &Done,
         table: &mut ChunkTable,
-        ranges: &mut Vec<Range<usize>>,
+        new: &mut Vec<Bytes>,
     ) -> Result<u32, BuildError> {
-        let packed = &mut self.packed;
-        let too_many = || BuildError::Limit {
-            what: "chunks in one blob (use a larger chunk size)",
-            limit: u64::from(self.settings.chunks_max),
-        };
-        let (Some(stored), true) = (&piece.stored, packed.chunk_count < self.settings.chunks_max) else {
+        let limit = u64::from(self.settings.chunks_max);
+        let too_many =
+            move || BuildError::Limit { what: "chunks in one blob (use a larger chunk size)", limit };
+        let (Some(stored), true) = (&piece.stored, self.packed.chunk_count < self.settings.chunks_max) else {
             return Err(too_many());
         };
-        let compressed_size = u32::try_from(stored.len()).map_err(|_| too_many())?;
-        let mut flags = ChunkFlags::HAS_CRC32;
-        flags.set(ChunkFlags::COMPRESSED, piece.compressed);
-        let chunk = Chunk {
+        let mut chunk = Chunk {
             digest: piece.digest,
-            compressed_offset: packed.compressed_end,
-            uncompressed_offset: packed.uncompressed_end,
-            compressed_size,
+            // A record of a batched chunk says nothing of where it is stored; the chunk info table does.
+            compressed_offset: 0,
+            uncompressed_offset: self.packed.uncompressed_end,
+            compressed_size: 0,
             uncompressed_size: piece.len,
             crc32c: piece.crc32c,
-            index: packed.chunk_count,
-            blob: 0,
+            index: self.packed.chunk_count,
+            blob: self.own_blob()?,
             position: piece.position,
-            flags,
+            flags: ChunkFlags::HAS_CRC32,
         };
-        packed.chunk_count += 1;
-        packed.compressed_end += u64::from(compressed_size);
-        packed.uncompressed_end += u64::from(piece.len);
-        if self.settings.aligned {
-            packed.uncompressed_end = packed.uncompressed_end.next_multiple_of(CHUNK_ALIGNMENT);
+        if piece.batched {
+            let plain = &done.stored[stored.clone()];
+            if self.packed.batches.is_full_for(&self.settings, plain.len()) {
+                self.end_batch(new)?;
+            }
+            let start = self.packed.compressed_end;
+            self.packed.batches.add(chunk.index, plain, start).ok_or_else(too_many)?;
+        } else {
+            // Batches never surround other data: their members were promised one start.
+            self.end_batch(new)?;
+            chunk.compressed_offset = self.packed.compressed_end;
+            chunk.compressed_size = u32::try_from(stored.len()).map_err(|_| too_many())?;
+            chunk.flags.set(ChunkFlags::COMPRESSED, piece.compressed);
+            chunk.flags.set(ChunkFlags::ENCRYPTED, self.cipher.is_some());
+            self.packed.compressed_end += stored.len() as u64;
+            match new.last_mut() {
+                Some(Bytes::Stored(last)) if last.end == stored.start => last.end = stored.end,
+                _ => new.push(Bytes::Stored(stored.clone())),
+            }
         }
-        match ranges.last_mut() {
-            Some(last) if last.end == stored.start => last.end = stored.end,
-            _ => ranges.push(stored.clone()),
+        self.packed.chunk_count += 1;
+        self.packed.uncompressed_end += u64::from(piece.len);
+        if self.settings.aligned {
+            self.packed.uncompressed_end = self.packed.uncompressed_end.next_multiple_of(CHUNK_ALIGNMENT);
         }
         table.insert(chunk).ok_or_else(too_many)
     }
 
     /// The result, when all tasks were appended.
-    pub(crate) fn finish(self) -> Packed {
-        self.packed
+    ///
+    /// # Errors
+    /// When the last batch cannot be written.
+    pub(crate) fn finish(mut self) -> Result<Packed, BuildError> {
+        let mut new = Vec::new();
+        self.end_batch(&mut new)?;
+        for bytes in new {
+            if let Bytes::Batch(batch) = bytes {
+                self.blob.write(&batch)?;
+            }
+        }
+        Ok(self.packed)
     }
+}
+
+/// Bytes that are written next.
+#[derive(Debug)]
+enum Bytes {
+    /// Part of the task's stored forms.
+    Stored(Range<usize>),
+    /// A batch.
+    Batch(Vec<u8>),
 }

@@ -9,15 +9,19 @@
 //! digest, so what the ordered stage needs is always there, and what it stores does not depend on timing.
 
 mod append;
+mod batch;
 mod blob_file;
 mod chunk;
 mod chunk_info;
 mod pipeline;
 mod table;
+mod tail;
 mod worker;
 
-pub(crate) use append::{PackSettings, Packed};
+pub(crate) use append::{NewBlob, PackSettings, Packed};
 pub(crate) use blob_file::BlobFile;
 pub(crate) use chunk::Chunk;
-pub(crate) use chunk_info::write as write_chunk_info;
+pub(crate) use chunk_info::Table as ChunkInfoTable;
 pub(crate) use pipeline::run;
+pub(crate) use table::ChunkTable;
+pub(crate) use tail::Tail;

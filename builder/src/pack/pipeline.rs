@@ -57,12 +57,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Packs everything that `source` has into `blob`. Returns all chunks and what is known of the blob.
+/// Packs everything that `source` has into `blob`, apart from `known` chunks; new references follow those given. Returns all chunks and what is known of the blob.
 ///
 /// # Errors
 /// The first error of any thread.
 pub(crate) fn run(
     settings: PackSettings,
+    (known, references): (ChunkTable, Vec<u32>),
     source: &mut dyn Source,
     tree: &mut Tree,
     blob: &mut BlobFile,
@@ -71,12 +72,12 @@ pub(crate) fn run(
     let threads = settings.threads.get();
     let chunk = settings.chunk_size.get() as usize;
     let shared = Shared {
-        settings,
+        settings: settings.clone(),
         feed: Mutex::new(Feed { source, tree, next: 0 }),
-        table: Mutex::new(ChunkTable::default()),
+        table: Mutex::new(known),
         turn: Mutex::new(Turn::default()),
         room: Condvar::new(),
-        appender: Mutex::new(Appender::new(settings, blob, progress)),
+        appender: Mutex::new(Appender::new(settings, references, blob, progress)),
         tasks_max: (threads + 1).max((WAITING_BYTES / chunk).min(threads * 4)),
     };
     std::thread::scope(|scope| -> Result<(), BuildError> {
@@ -98,7 +99,7 @@ pub(crate) fn run(
     if let Some(error) = turn.error {
         return Err(error);
     }
-    let packed = shared.appender.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
+    let packed = shared.appender.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
     let chunks = shared.table.into_inner().unwrap_or_else(PoisonError::into_inner).into_chunks();
     Ok((packed, chunks))
 }
@@ -107,7 +108,7 @@ impl Shared<'_> {
     fn work(&self) {
         // Should this thread panic, the others must not wait for its task for ever.
         let guard = StopOnPanic(self);
-        let mut worker = Worker::default();
+        let mut worker = Worker::new(&self.settings);
         let mut task = Task::default();
         while let Some(mut done) = self.begin() {
             let number = match self.take(&mut task) {
@@ -115,7 +116,7 @@ impl Shared<'_> {
                 Ok(None) => break,
                 Err(e) => return self.fail(e),
             };
-            if let Err(e) = worker.work(number, &task, &self.settings, &self.table, &mut done) {
+            if let Err(e) = worker.work(number, &mut task, &self.settings, &self.table, &mut done) {
                 return self.fail(self.named(e));
             }
             task.clear();

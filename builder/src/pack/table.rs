@@ -4,6 +4,7 @@
 //! own: data. About 90 bytes a chunk.
 
 use super::chunk::Chunk;
+use crate::layer::Dictionary;
 use hashbrown::HashTable;
 use rafs::codec::Digest;
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ pub(crate) struct ChunkTable {
     by_digest: HashTable<u32>,
     /// Digests that a task is compressing: number of the lowest such task.
     claims: HashMap<(Digest, u32), u64>,
+    dictionary: Dictionary,
 }
 
 /// Digests are uniformly distributed already.
@@ -26,6 +28,25 @@ fn hash(digest: &Digest) -> u64 {
 }
 
 impl ChunkTable {
+    /// Begins with the chunks of a parent image, of which those that are `reusable` can be found, and with a
+    /// dictionary.
+    pub(crate) fn new(chunks: Vec<Chunk>, reusable: impl Fn(&Chunk) -> bool, dictionary: Dictionary) -> Self {
+        let mut table = Self { chunks, dictionary, ..Self::default() };
+        for (at, chunk) in (0..).zip(&table.chunks) {
+            if reusable(chunk) && table.find(&chunk.digest, chunk.uncompressed_size).is_none() {
+                let chunks = &table.chunks;
+                let hash_of = |at: &u32| hash(&chunks[*at as usize].digest);
+                table.by_digest.insert_unique(hash(&chunk.digest), at, hash_of);
+            }
+        }
+        table
+    }
+
+    /// The chunk in the dictionary with this digest and plain size; its blob index counts there.
+    pub(crate) fn find_in_dictionary(&self, digest: &Digest, size: u32) -> Option<Chunk> {
+        self.dictionary.find(digest, size).copied()
+    }
+
     /// Position of the stored chunk with this digest and plain size.
     pub(crate) fn find(&self, digest: &Digest, size: u32) -> Option<u32> {
         self.by_digest
@@ -39,7 +60,7 @@ impl ChunkTable {
     /// Asks whether task `task` has to make the chunk: not if it is stored, or if a task with a lower number
     /// (or this one) is at it.
     pub(crate) fn claim(&mut self, digest: &Digest, size: u32, task: u64) -> bool {
-        if self.find(digest, size).is_some() {
+        if self.find(digest, size).is_some() || self.dictionary.find(digest, size).is_some() {
             return false;
         }
         match self.claims.entry((*digest, size)) {

@@ -3,10 +3,11 @@
 //! Owns: the thread's buffers and the result type. Does not own: locks and order.
 
 use super::append::PackSettings;
+use super::batch;
 use super::table::ChunkTable;
 use crate::source::{Input, Piece, ReadError, Task};
 use crate::tree::NodeId;
-use rafs::codec::{self, Compressor, Digest};
+use rafs::codec::{self, Cipher, Compressor, Digest};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -25,6 +26,8 @@ pub(crate) struct Finished {
     pub stored: Option<Range<usize>>,
     /// Whether the stored form is a compressed one.
     pub compressed: bool,
+    /// Whether it goes into a batch; the stored form is the plain one then.
+    pub batched: bool,
 }
 
 /// A finished task.
@@ -52,22 +55,30 @@ pub(crate) enum WorkError {
 pub(crate) struct Worker {
     plain: Vec<u8>,
     compressed: Vec<u8>,
+    encrypted: Vec<u8>,
+    cipher: Option<Cipher>,
     /// Digest and CRC of so many zeros, computed last.
     zeros: Option<(u32, Digest, u32)>,
 }
 
 impl Worker {
+    /// For a build with `settings`.
+    pub(crate) fn new(settings: &PackSettings) -> Self {
+        Self { cipher: settings.cipher.as_ref().map(Cipher::new), ..Self::default() }
+    }
+
     /// Works on `task`, which has number `number`, and fills `done`.
     pub(crate) fn work(
         &mut self,
         number: u64,
-        task: &Task,
+        task: &mut Task,
         settings: &PackSettings,
         table: &Mutex<ChunkTable>,
         done: &mut Done,
     ) -> Result<(), WorkError> {
         done.pieces.clear();
         done.prefetch = task.prefetch;
+        task.swap_buffer(&mut self.plain);
         if self.plain.len() < task.bytes() {
             self.plain.resize(task.bytes(), 0);
         }
@@ -85,9 +96,15 @@ impl Worker {
                     (codec::digest(settings.digester, plain), codec::crc32c(plain), end)
                 }
             };
-            let stored = Some(used..end);
-            let (len, position) = (piece.len, piece.position);
-            done.pieces.push(Finished { digest, crc32c, len, position, stored, compressed: false });
+            done.pieces.push(Finished {
+                digest,
+                crc32c,
+                len: piece.len,
+                position: piece.position,
+                stored: Some(used..end),
+                compressed: false,
+                batched: batch::is_small(settings, piece.len, piece.expected.size),
+            });
             used = end;
         }
         {
@@ -121,7 +138,7 @@ impl Worker {
         done: &mut Done,
     ) -> Result<(), WorkError> {
         let holes = pieces.iter().any(|p| matches!(p.input, Input::Zeros));
-        if settings.compressor == Compressor::None && !holes {
+        if settings.compressor == Compressor::None && !holes && self.cipher.is_none() {
             std::mem::swap(&mut self.plain, &mut done.stored);
             return Ok(());
         }
@@ -136,14 +153,21 @@ impl Worker {
                 &self.plain[range]
             };
             let start = done.stored.len();
+            if finished.batched {
+                done.stored.extend_from_slice(plain);
+                finished.stored = Some(start..done.stored.len());
+                continue;
+            }
             finished.compressed = codec::compress(settings.compressor, plain, &mut self.compressed)
                 .map_err(|e| WorkError::Compress(piece.node, e))?;
-            if !finished.compressed {
-                done.stored.extend_from_slice(plain);
-            } else if start == 0 && pieces.len() == 1 {
+            let form = if finished.compressed { &self.compressed } else { plain };
+            if let Some(cipher) = &self.cipher {
+                cipher.encrypt(form, &mut self.encrypted);
+                done.stored.extend_from_slice(&self.encrypted);
+            } else if finished.compressed && pieces.len() == 1 {
                 std::mem::swap(&mut self.compressed, &mut done.stored);
             } else {
-                done.stored.extend_from_slice(&self.compressed);
+                done.stored.extend_from_slice(form);
             }
             finished.stored = Some(start..done.stored.len());
         }

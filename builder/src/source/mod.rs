@@ -7,10 +7,13 @@ mod directory;
 mod extents;
 mod listing;
 mod piece;
+mod tar;
 mod whiteout;
 
 pub(crate) use directory::DirectorySource;
 pub(crate) use piece::{Expected, Input, Piece, ReadError, Task};
+
+pub(crate) use tar::{TarIndex, TarSource};
 
 use crate::error::BuildError;
 use crate::tree::{NodeId, Tree};

@@ -28,6 +28,8 @@ pub(crate) enum Input {
     },
     /// A file that several pieces share.
     Open(Arc<OwnedFd>),
+    /// The next bytes of the task's buffer.
+    Buffered,
     /// A hole: zeros.
     Zeros,
 }
@@ -69,6 +71,9 @@ pub(crate) struct Task {
     pub prefetch: bool,
     bytes: usize,
     directories: usize,
+    /// Bytes of buffered pieces; all pieces of a task are buffered, or none is.
+    buffer: Vec<u8>,
+    buffered: usize,
 }
 
 impl Task {
@@ -78,6 +83,23 @@ impl Task {
             self.bytes += piece.len as usize;
         }
         self.pieces.push(piece);
+    }
+
+    /// Room for the bytes of a buffered piece, which is pushed next.
+    pub(crate) fn buffer(&mut self, len: usize) -> &mut [u8] {
+        let start = self.buffered;
+        self.buffered += len;
+        if self.buffer.len() < self.buffered {
+            self.buffer.resize(self.buffered, 0);
+        }
+        &mut self.buffer[start..self.buffered]
+    }
+
+    /// Exchanges the buffer of buffered pieces, if there are such, for `other`.
+    pub(crate) fn swap_buffer(&mut self, other: &mut Vec<u8>) {
+        if self.buffered > 0 {
+            std::mem::swap(&mut self.buffer, other);
+        }
     }
 
     /// Notes that pieces of another directory follow.
@@ -100,7 +122,7 @@ impl Task {
     /// Makes it ready for other pieces, keeping its memory.
     pub(crate) fn clear(&mut self) {
         self.pieces.clear();
-        (self.bytes, self.directories, self.prefetch) = (0, 0, false);
+        (self.bytes, self.directories, self.buffered, self.prefetch) = (0, 0, 0, false);
     }
 }
 
@@ -117,6 +139,7 @@ impl Piece {
     /// Reads the piece into `buffer`, which is exactly as long as the piece. Not for holes.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<(), ReadError> {
         match &self.input {
+            Input::Buffered => Ok(()),
             Input::Zeros => {
                 buffer.fill(0);
                 Ok(())

@@ -5,9 +5,11 @@
 //! A node takes about 100 bytes plus its name, so that a million entries stay a small thing.
 
 mod arena;
+mod index;
 mod order;
 mod xattr;
 
+pub(crate) use index::NameIndex;
 pub(crate) use order::Order;
 pub(crate) use xattr::{XattrError, XattrSet, XattrSetId, split_name};
 
@@ -173,6 +175,24 @@ impl Tree {
         parent.first_child = id.0;
         parent.child_count += 1;
         Ok(id)
+    }
+
+    /// Takes a node out of its directory. It stays in the tree without a name there, for the sake of other
+    /// names that share its data.
+    pub(crate) fn unlink(&mut self, id: NodeId) {
+        let (parent, next) = (self.node(id).parent, self.node(id).next_sibling);
+        let before = self.children_unsorted(parent).find(|other| self.node(*other).next_sibling == id.0);
+        match before {
+            Some(before) => self.node_mut(before).next_sibling = next,
+            None => self.node_mut(parent).first_child = next,
+        }
+        self.node_mut(parent).child_count -= 1;
+    }
+
+    /// Takes all children out of a directory, as [`Tree::unlink`] does with one.
+    pub(crate) fn clear_children(&mut self, dir: NodeId) {
+        let dir = self.node_mut(dir);
+        (dir.first_child, dir.child_count) = (NONE, 0);
     }
 
     /// Sets the target of a symlink; its size follows.

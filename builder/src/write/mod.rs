@@ -15,6 +15,7 @@ use crate::tree::{NodeId, Order, ROOT, Tree};
 use rafs::codec::{Compressor, Digester};
 use rafs::image::BlobInfo;
 use rafs::layout::SuperFlags;
+use rafs::layout::v6::{BLOCK_BITS, BLOCK_BITS_TARFS};
 use std::ops::Range;
 
 pub(crate) use sink::{FileSink, Sink};
@@ -42,6 +43,8 @@ pub(crate) struct Model<'a> {
     pub chunk_size: ChunkSize,
     /// Whether owners are meaningful.
     pub explicit_ids: bool,
+    /// Whether blobs are plain tar files (v6).
+    pub tarfs: bool,
     /// What the prefetch table names, in order.
     pub prefetch: Vec<NodeId>,
 }
@@ -67,6 +70,16 @@ impl Model<'_> {
         let range: Range<usize> = range.map_or(0..0, |(start, count)| start..start + count);
         // Names without data were never handed to the packer and have no references.
         if range.is_empty() { &[] } else { &self.references[range] }
+    }
+
+    /// Bits of a v6 block.
+    fn block_bits(&self) -> u8 {
+        if self.tarfs { BLOCK_BITS_TARFS } else { BLOCK_BITS }
+    }
+
+    /// Bytes of a v6 block.
+    fn block(&self) -> u64 {
+        1 << self.block_bits()
     }
 
     /// Superblock flags that both versions have.

@@ -33,9 +33,12 @@ pub fn options(source: &Path, out: &Path, image: ImageOptions) -> CreateOptions 
     CreateOptions {
         image,
         source: SourceKind::Directory(source.to_path_buf()),
-        blob: BlobTarget::Directory(out.to_path_buf()),
+        blob: Some(BlobTarget::Directory(out.to_path_buf())),
         bootstrap: BootstrapTarget::File(out.join("boot")),
         blob_id: None,
+        parent: None,
+        chunk_dict: None,
+        toc: false,
     }
 }
 

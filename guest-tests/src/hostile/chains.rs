@@ -229,7 +229,7 @@ fn attack(raw: &mut Raw<'_>, chain: Chain, random: &mut Random) -> Result<()> {
     };
     let used = raw.given_back(0, room)?;
     // Whether such a chain is served or refused is the daemon's choice; an answer must still be one.
-    if used > 0 && !matches!(chain, Chain::ShortHeader | Chain::NoReadable | Chain::HugeReadable) {
+    if used > 0 && chain != Chain::ShortHeader {
         raw.errno(used)?;
     }
     Ok(())

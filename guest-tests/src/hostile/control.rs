@@ -199,7 +199,10 @@ fn broken_setup(device: &mut Device, kind: Rudeness, random: &mut Random) -> Res
         }
         Rudeness::UnknownRequest => {
             let request = *random.pick(&[0, 21, 26, 27, 28, 44, 45, 1000, u32::MAX]);
-            control.set(request, &random.next().to_le_bytes(), &[])
+            // Some of these have replies of their own once their feature is agreed, so none is waited for.
+            control.send(request, 0, &random.next().to_le_bytes(), &[])?;
+            std::thread::sleep(Duration::from_millis(2));
+            Ok(())
         }
         Rudeness::WrongVersion => {
             control

@@ -13,9 +13,9 @@ use crate::tree::{Ignore, Tree, compare};
 /// CPU time that an idle daemon may use in 300 ms: a timer or a log line, not a loop.
 const IDLE_CPU: Duration = Duration::from_millis(15);
 /// Anonymous memory that may come on top of the first sample: allocators keep what threads have freed.
-const GROWTH_KIB: u64 = 16 << 10;
+const GROWTH_KIB: u64 = 4 << 10;
 /// Descriptors that may come on top of the first sample: a connection being closed.
-const MORE_DESCRIPTORS: usize = 2;
+const MORE_DESCRIPTORS: usize = 1;
 
 /// What a daemon was like before it was attacked.
 #[derive(Debug)]

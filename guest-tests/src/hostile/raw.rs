@@ -120,7 +120,8 @@ impl<'a> Raw<'a> {
         Ok(len)
     }
 
-    /// The errno of the reply that lies in the reply buffer (0 is success), if `used` bytes hold one.
+    /// The errno of the reply that lies in the reply buffer (0 is success), if `used` bytes hold one. A daemon that
+    /// gave up before it had read the request answers the unique id 0.
     ///
     /// # Errors
     /// When the reply contradicts itself or answers another request.
@@ -133,7 +134,11 @@ impl<'a> Raw<'a> {
         let [l0, l1, l2, l3, e0, e1, e2, e3, unique @ ..] = header;
         let (len, error) = (u32::from_le_bytes([l0, l1, l2, l3]), i32::from_le_bytes([e0, e1, e2, e3]));
         let unique = u64::from_le_bytes(unique);
-        if used < 16 || len != used || unique != self.unique || !(-4095..=0).contains(&error) {
+        if used < 16
+            || len != used
+            || (unique != self.unique && (unique != 0 || error == 0))
+            || !(-4095..=0).contains(&error)
+        {
             return Err(FrontendError::BadReply(format!(
                 "{used} bytes used, header says {len} bytes, error {error}, unique {unique} of {}",
                 self.unique

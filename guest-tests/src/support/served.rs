@@ -34,7 +34,8 @@ impl Served {
     pub fn serve(case: Case, queues: usize) -> Result<Self> {
         // The daemon keeps its cache files beside the blobs, and the corpus must stay as it is.
         let blobs = tempfile::tempdir()?;
-        for blob in std::fs::read_dir(&case.image.blobs)? {
+        // An image without data has no blobs.
+        for blob in std::fs::read_dir(&case.image.blobs).into_iter().flatten() {
             let blob = blob?;
             std::fs::copy(blob.path(), blobs.path().join(blob.file_name()))?;
         }

@@ -9,6 +9,7 @@ use super::guest_fs::{GuestFs, ReadStart};
 use super::init::{InitLimits, Session};
 use super::reply::{self, HEADER, ReplyBuf};
 use super::request::Request;
+use crate::log_limit::LogLimit;
 use fuse_backend_rs::api::filesystem::{Context, FsOptions, GetxattrReply, ListxattrReply};
 use std::io;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub struct Server<F> {
     fs: Arc<F>,
     session: Session,
     limits: InitLimits,
+    log: LogLimit,
 }
 
 /// How a handler ended, before it is turned into a reply.
@@ -50,7 +52,7 @@ impl<F: GuestFs> Server<F> {
     /// A server for one guest.
     #[must_use]
     pub fn new(fs: Arc<F>, limits: InitLimits) -> Self {
-        Self { fs, session: Session::default(), limits }
+        Self { fs, session: Session::default(), limits, log: LogLimit::default() }
     }
 
     /// The guest is gone or was reset: what was agreed with it no longer holds.
@@ -125,14 +127,16 @@ impl<F: GuestFs> Server<F> {
         let (answer, up) = self.session.negotiate(&asked, request.init_flags2(), self.limits)?;
         if up {
             self.fs.init(FsOptions::all()).map_err(|e| errno(&e))?;
-            tracing::info!(
-                "guest speaks FUSE {}.{}, agreed on {}.{} with flags {:#x}",
-                asked.major,
-                asked.minor,
-                answer.major,
-                answer.minor,
-                u64::from(answer.flags2) << 32 | u64::from(answer.flags)
-            );
+            self.log.info(|| {
+                format!(
+                    "guest speaks FUSE {}.{}, agreed on {}.{} with flags {:#x}",
+                    asked.major,
+                    asked.minor,
+                    answer.major,
+                    answer.minor,
+                    u64::from(answer.flags2) << 32 | u64::from(answer.flags)
+                )
+            });
         }
         Ok(ready(request, reply, &answer))
     }

@@ -7,7 +7,7 @@ use super::guest_buf::GuestBuf;
 use crate::fuse::REQUEST_HEAD_MAX;
 use std::sync::Arc;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Longest chain that is followed, whatever the ring's size: a request of 1 MiB in pages takes 260.
 const CHAIN_MAX: u32 = 1024;
@@ -109,6 +109,7 @@ impl Chain {
         let mut table = direct;
         let mut index = u32::from(head);
         let mut indirect = false;
+        let mut misplaced = false;
         for _ in 0..CHAIN_MAX {
             let desc = read_descriptor(memory, &table, index)?;
             let flags = desc.flags();
@@ -126,14 +127,14 @@ impl Chain {
             }
             let buf = if flags & F_WRITE != 0 {
                 &mut self.writable
-            } else if self.writable.len() > 0 {
-                return Err(ChainFault::Order);
             } else {
+                // Walked to its end all the same: the header says whom the error is for.
+                misplaced |= self.writable.len() > 0;
                 &mut self.readable
             };
             buf.push(desc.addr().0, desc.len()).map_err(|_| ChainFault::Buffer)?;
             if flags & F_NEXT == 0 {
-                return Ok(());
+                return if misplaced { Err(ChainFault::Order) } else { Ok(()) };
             }
             index = u32::from(desc.next());
         }
@@ -146,9 +147,5 @@ fn read_descriptor(memory: &GuestMemory, table: &Table, index: u32) -> Result<De
         return Err(ChainFault::OutOfTable { index, size: table.size });
     }
     let addr = table.addr.checked_add(u64::from(index) * DESC_SIZE).ok_or(ChainFault::Table)?;
-    // One region holds the 16 bytes in every real guest, and then they need no more than one look-up.
-    if memory.find_region(GuestAddress(addr)).is_none() {
-        return Err(ChainFault::Table);
-    }
     memory.read_obj(GuestAddress(addr)).map_err(|_| ChainFault::Table)
 }

@@ -9,7 +9,8 @@ use crate::fuse::ParkedRead;
 use crate::fuse::abi::OutHeader;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use zerocopy::IntoBytes;
 
 const HEADER: usize = size_of::<OutHeader>();
@@ -22,6 +23,9 @@ pub(super) struct Slot {
     life: u64,
     head: u16,
     unique: u64,
+    /// Nobody waits any more. Looked at before each step, so that a step that hangs in the kernel keeps
+    /// nobody else waiting for the lock.
+    forgotten: AtomicBool,
     buf: Mutex<Option<GuestBuf>>,
 }
 
@@ -32,7 +36,8 @@ impl Slot {
 
     /// Answers, the first time; does nothing later.
     pub(super) fn answer(&self, result: Result<usize, i32>) {
-        let Some(mut buf) = self.buf().take() else { return };
+        let taken = self.buf().take();
+        let Some(mut buf) = taken.filter(|_| !self.forgotten.load(Ordering::Acquire)) else { return };
         let (len, error) = match result {
             Ok(n) => (HEADER + n, 0),
             Err(errno) => (HEADER, -errno),
@@ -43,9 +48,26 @@ impl Slot {
         self.ring.give_back_parked(self.life, self.head, wire_len);
     }
 
-    /// Lets go of guest memory without an answer: there is nobody to hear it.
+    /// Answers EIO if nobody is filling the reply this moment; says whether it did.
+    pub(super) fn answer_if_idle(&self) -> bool {
+        let idle = !matches!(self.buf.try_lock(), Err(TryLockError::WouldBlock));
+        if idle {
+            self.answer(Err(libc::EIO));
+        }
+        idle
+    }
+
+    /// Lets go of guest memory without an answer: there is nobody to hear it. Does not wait for a step
+    /// that is under way.
     pub(super) fn forget(&self) {
-        drop(self.buf().take());
+        self.forgotten.store(true, Ordering::Release);
+        if let Ok(mut buf) = self.buf.try_lock() {
+            drop(buf.take());
+        }
+    }
+
+    fn is_forgotten(&self) -> bool {
+        self.forgotten.load(Ordering::Acquire)
     }
 }
 
@@ -56,7 +78,15 @@ pub(super) struct Parked(Arc<Slot>);
 impl Parked {
     /// Parks the reply of `head`, taken from `ring` in `life`.
     pub(super) fn new(ring: &Arc<SharedRing>, life: u64, head: u16, unique: u64, buf: GuestBuf) -> Self {
-        let slot = Arc::new(Slot { ring: Arc::clone(ring), life, head, unique, buf: Mutex::new(Some(buf)) });
+        let slot = Slot {
+            ring: Arc::clone(ring),
+            life,
+            head,
+            unique,
+            forgotten: AtomicBool::new(false),
+            buf: Mutex::new(Some(buf)),
+        };
+        let slot = Arc::new(slot);
         ring.park(head, Arc::clone(&slot));
         Self(slot)
     }
@@ -64,6 +94,9 @@ impl Parked {
 
 impl ParkedRead for Parked {
     fn fill(&mut self, at: usize, data: &[u8]) {
+        if self.0.is_forgotten() {
+            return;
+        }
         if let Some(buf) = self.0.buf().as_mut() {
             buf.write(HEADER + at, data);
         }
@@ -72,6 +105,9 @@ impl ParkedRead for Parked {
     fn fill_from(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()> {
         let mut done = 0;
         while done < len {
+            if self.0.is_forgotten() {
+                return Ok(());
+            }
             let mut guard = self.0.buf();
             let Some(buf) = guard.as_mut() else { return Ok(()) };
             match buf.preadv(HEADER + at + done, file, offset + done as u64, len - done, 0) {

@@ -203,14 +203,12 @@ impl SharedRing {
             if left.is_zero() {
                 drop(state);
                 let slots: Vec<_> = self.parked().values().cloned().collect();
+                let hanging = slots.iter().filter(|slot| !slot.answer_if_idle()).count();
                 tracing::warn!(
-                    "ring {}: {} requests did not end in time and get EIO",
+                    "ring {}: {} requests did not end in time and get EIO, {hanging} hang in the kernel",
                     self.index,
-                    slots.len()
+                    slots.len() - hanging
                 );
-                for slot in slots {
-                    slot.answer(Err(libc::EIO));
-                }
                 state = self.lock();
                 break;
             }

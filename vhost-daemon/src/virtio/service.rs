@@ -7,6 +7,7 @@ use super::device::Device;
 use super::ring_state::SharedRing;
 use super::worker;
 use crate::fuse::{GuestFs, InitLimits, Server};
+use crate::log_limit::LogLimit;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::fs::FileTypeExt;
@@ -64,6 +65,7 @@ pub struct Service {
     file: Option<(u64, u64)>,
     stopping: AtomicBool,
     connection: Mutex<Option<UnixStream>>,
+    log: LogLimit,
 }
 
 impl Service {
@@ -78,7 +80,14 @@ impl Service {
         let listener =
             UnixListener::bind(path).map_err(|source| ServiceError::Listen { path: path.clone(), source })?;
         let file = identity(path);
-        Ok(Self { options, listener, file, stopping: AtomicBool::new(false), connection: Mutex::new(None) })
+        Ok(Self {
+            options,
+            listener,
+            file,
+            stopping: AtomicBool::new(false),
+            connection: Mutex::new(None),
+            log: LogLimit::default(),
+        })
     }
 
     /// Serves front-ends one after the other until [`Service::stop`]. What was agreed with a guest outlives
@@ -111,11 +120,11 @@ impl Service {
             if self.stopping.load(Ordering::Acquire) {
                 break;
             }
-            tracing::info!("front-end connected to {}", self.options.socket.display());
             let socket = self.options.socket.display();
+            self.log.info(|| format!("front-end connected to {socket}"));
             match catch_unwind(AssertUnwindSafe(|| self.connection(stream, &server))) {
-                Ok(Ok(())) => tracing::info!("front-end left {socket}"),
-                Ok(Err(error)) => tracing::warn!("connection on {socket} ended: {error}"),
+                Ok(Ok(())) => self.log.info(|| format!("front-end left {socket}")),
+                Ok(Err(error)) => self.log.warn(|| format!("connection on {socket} ended: {error}")),
                 Err(_) => tracing::error!("connection on {socket} ended by a panic; the next one is served"),
             }
             *self.current() = None;
@@ -167,7 +176,9 @@ impl Service {
                     Ok(()) => {}
                     Err(VhostUserError::Disconnected | VhostUserError::SocketBroken(_)) => return Ok(()),
                     Err(_) if self.stopping.load(Ordering::Acquire) => return Ok(()),
-                    Err(error) if recoverable(&error) => tracing::warn!("front-end message refused: {error}"),
+                    Err(error) if recoverable(&error) => {
+                        self.log.warn(|| format!("front-end message refused: {error}"))
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -175,15 +186,10 @@ impl Service {
     }
 }
 
-/// A message that was refused without an acknowledgement being asked for: the stream is still in step, so
-/// the connection can go on, and a front-end that probes for features keeps its guest's file system.
+/// A message that our device refused: the front-end was told if it asked, and the stream is in step, so the
+/// connection goes on. Anything else may leave a front-end waiting for a reply that never comes; closing tells it.
 fn recoverable(error: &VhostUserError) -> bool {
-    matches!(
-        error,
-        VhostUserError::InvalidOperation(_)
-            | VhostUserError::InactiveFeature(_)
-            | VhostUserError::InactiveOperation(_)
-    )
+    matches!(error, VhostUserError::InvalidOperation(_))
 }
 
 /// Ends the workers whichever way a connection ends.

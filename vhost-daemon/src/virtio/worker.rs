@@ -51,6 +51,8 @@ pub(super) struct Worker<'a, F> {
 /// A request that was handled, to be given back together with taking the next.
 struct Done {
     head: u16,
+    /// The life of the ring it was taken in: a ring that was stopped meanwhile does not get it.
+    life: u64,
     len: u32,
 }
 
@@ -139,7 +141,7 @@ impl<'a, F: GuestFs> Worker<'a, F> {
                     if let Some(len) = len {
                         requests += 1;
                         bytes += len;
-                        done = Some(Done { head, len: u32::try_from(len).unwrap_or(u32::MAX) });
+                        done = Some(Done { head, life, len: u32::try_from(len).unwrap_or(u32::MAX) });
                     }
                 }
                 Next::Empty => return self.rest(),
@@ -158,7 +160,7 @@ impl<'a, F: GuestFs> Worker<'a, F> {
         let mut guard = self.ring.lock();
         let state = &mut *guard;
         let mut call = None;
-        if let Some(done) = done {
+        if let Some(done) = done.filter(|d| d.life == state.life) {
             match give_back(state, done.head, done.len, cut) {
                 Ok(c) => call = c,
                 Err(fault) => self.ring.break_ring(state, &fault),

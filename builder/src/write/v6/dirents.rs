@@ -3,8 +3,8 @@
 //! Owns: the sorted list with `.` and `..`, cutting it into blocks, the bytes of a block. Does not own:
 //! where blocks go.
 
+use super::Model;
 use super::layout::Layout;
-use super::{BLOCK, Model};
 use crate::tree::{self, NodeId};
 use rafs::layout::v6::{Dirent, file_type};
 use std::ops::Range;
@@ -55,7 +55,7 @@ impl<'a> Directory<'a> {
             let mut used = 0;
             while next < self.len() {
                 used += size_of::<Dirent>() + self.entry(next).0.len();
-                if used as u64 > BLOCK {
+                if used as u64 > self.model.block() {
                     break;
                 }
                 next += 1;
@@ -73,7 +73,7 @@ impl<'a> Directory<'a> {
         let (mut size, mut last) = (0, 0);
         for entries in self.blocks() {
             size += last;
-            last = BLOCK;
+            last = self.model.block();
             if entries.end == self.len() {
                 last = self.block_size(entries) as u64;
             }

@@ -7,7 +7,7 @@
 //! listed together lies together. An inode with an inline tail must lie within one block; one that does not
 //! fit into what is left waits until the next block begins, and inodes that may cross fill the gap.
 
-use super::{BLOCK, Model, dirents::Directory, xattrs};
+use super::{Model, dirents::Directory, xattrs};
 use crate::error::BuildError;
 use crate::tree::{NodeId, ROOT};
 use rafs::layout::v6::{ChunkAddress, ExtendedInode, NID_UNIT};
@@ -54,6 +54,8 @@ pub(super) struct Layout {
     nids: Vec<u32>,
     /// First data block by node; NO_BLOCK: none; with INLINE_BIT: inline.
     blocks: Vec<u32>,
+    /// Bytes of a block.
+    block: u64,
     /// Start of the data area, from the meta area.
     data: u64,
     /// End of the data area, from the meta area.
@@ -100,9 +102,9 @@ impl Layout {
             }
             debug_assert!(node.number > 0);
         }
-        let data = placer.cursor.next_multiple_of(BLOCK);
-        let end = data + u64::from(placer.next_block) * BLOCK;
-        Ok(Self { placed: placer.placed, nids, blocks: placer.blocks, data, end })
+        let data = placer.cursor.next_multiple_of(model.block());
+        let end = data + u64::from(placer.next_block) * model.block();
+        Ok(Self { placed: placer.placed, nids, blocks: placer.blocks, block: model.block(), data, end })
     }
 
     /// nid of a node's inode.
@@ -124,7 +126,7 @@ impl Layout {
 
     /// Byte offset of a data block from the meta area.
     pub(super) fn data_offset(&self, block: u32) -> u64 {
-        self.data + u64::from(block) * BLOCK
+        self.data + u64::from(block) * self.block
     }
 }
 
@@ -161,19 +163,19 @@ struct Item {
 }
 
 impl Item {
-    fn fits(&self, cursor: u64) -> bool {
-        cursor / BLOCK == (cursor + self.size - 1) / BLOCK
+    fn fits(&self, cursor: u64, block: u64) -> bool {
+        cursor / block == (cursor + self.size - 1) / block
     }
 }
 
 impl Placer<'_, '_> {
     fn add(&mut self, id: NodeId) -> Result<(), BuildError> {
         let item = self.item(id)?;
-        if item.inline && !item.fits(self.cursor) {
+        if item.inline && !item.fits(self.cursor, self.model.block()) {
             self.waiting.push_back(item);
             return if self.waiting.len() > WAITING_MAX { self.next_block_of_waiting() } else { Ok(()) };
         }
-        if !item.inline && !item.fits(self.cursor) && !self.waiting.is_empty() {
+        if !item.inline && !item.fits(self.cursor, self.model.block()) && !self.waiting.is_empty() {
             self.next_block_of_waiting()?;
         }
         self.put(item)
@@ -181,10 +183,10 @@ impl Placer<'_, '_> {
 
     /// Begins the next block and fills it with what waits for one.
     fn next_block_of_waiting(&mut self) -> Result<(), BuildError> {
-        self.cursor = self.cursor.next_multiple_of(BLOCK);
+        self.cursor = self.cursor.next_multiple_of(self.model.block());
         for _ in 0..self.waiting.len() {
             let Some(item) = self.waiting.pop_front() else { break };
-            if item.fits(self.cursor) {
+            if item.fits(self.cursor, self.model.block()) {
                 self.put(item)?;
             } else {
                 self.waiting.push_back(item);
@@ -215,12 +217,13 @@ impl Placer<'_, '_> {
             return Ok(Item { id, size, inline: false, whole: 0 });
         }
         let data = if node.is_dir() || node.is_symlink() { data_size(model, id) } else { 0 };
-        let tail = data % BLOCK;
-        let inline = tail != 0 && head + tail <= BLOCK;
+        let block = model.block();
+        let tail = data % block;
+        let inline = tail != 0 && head + tail <= block;
         if inline {
-            Ok(Item { id, size: head + tail, inline, whole: data / BLOCK })
+            Ok(Item { id, size: head + tail, inline, whole: data / block })
         } else {
-            Ok(Item { id, size: head, inline, whole: data.div_ceil(BLOCK) })
+            Ok(Item { id, size: head, inline, whole: data.div_ceil(block) })
         }
     }
 

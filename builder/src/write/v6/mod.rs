@@ -22,11 +22,6 @@ use zerocopy::{FromZeros, IntoBytes};
 /// Format bit of 64-byte inodes.
 const FORMAT_EXTENDED: u16 = 1;
 
-/// Bits of a block.
-pub(super) const BLOCK_BITS: u32 = 12;
-/// Bytes of a block.
-pub(super) const BLOCK: u64 = 1 << BLOCK_BITS;
-
 /// Writes the bootstrap.
 pub(super) fn write(model: &Model<'_>, sink: &mut dyn Sink) -> Result<(), BuildError> {
     let layout = Layout::new(model)?;
@@ -64,7 +59,7 @@ impl Writer<'_, '_> {
     }
 
     fn data_address(&self, block: u32) -> Result<u32, BuildError> {
-        u32::try_from((self.meta + self.layout.data_offset(block)) / BLOCK)
+        u32::try_from((self.meta + self.layout.data_offset(block)) / self.model.block())
             .map_err(|_| BuildError::Limit { what: "blocks of v6 metadata", limit: u64::from(u32::MAX) })
     }
 
@@ -126,8 +121,9 @@ impl Writer<'_, '_> {
     /// The last, partial block of a directory's or symlink's data.
     fn tail(&mut self, id: NodeId) -> Result<(), BuildError> {
         if self.model.tree.node(id).is_symlink() {
-            // A target is at most one block, so an inline one is all tail.
-            return self.put(self.model.tree.target(id));
+            let target = self.model.tree.target(id);
+            let tail = usize::try_from(target.len() as u64 % self.model.block()).unwrap_or_default();
+            return self.put(&target[target.len() - tail..]);
         }
         let directory = Directory::new(self.model, id);
         let last = directory.blocks().last().unwrap_or(0..0);
@@ -145,17 +141,18 @@ impl Writer<'_, '_> {
             let Some(block) = place.first_block() else { continue };
             self.pad_to(self.meta + self.layout.data_offset(block))?;
             let size = layout::data_size(self.model, *id);
+            let unit = self.model.block();
             let inline = matches!(place, Place::Inline { .. });
-            let whole = if inline { size / BLOCK } else { size.div_ceil(BLOCK) };
+            let whole = if inline { size / unit } else { size.div_ceil(unit) };
             if self.model.tree.node(*id).is_symlink() {
-                if whole > 0 {
-                    self.put(self.model.tree.target(*id))?;
-                }
+                let target = self.model.tree.target(*id);
+                let len = usize::try_from(whole * unit).map_or(target.len(), |len| len.min(target.len()));
+                self.put(&target[..len])?;
                 continue;
             }
             let directory = Directory::new(self.model, *id);
             for (entries, _) in directory.blocks().zip(0..whole) {
-                self.pad_to(self.at.next_multiple_of(BLOCK))?;
+                self.pad_to(self.at.next_multiple_of(unit))?;
                 let mut block = std::mem::take(&mut self.block);
                 directory.fill(self.layout, entries, &mut block);
                 let result = self.put(&block);
@@ -176,10 +173,11 @@ impl Writer<'_, '_> {
                 let (a, b) = (&self.model.chunks[pair[0] as usize], &self.model.chunks[pair[1] as usize]);
                 a.blob == b.blob && a.uncompressed_offset + chunk_size == b.uncompressed_offset
             });
-        let image_bits = chunk_size.trailing_zeros() - BLOCK_BITS;
+        let image_bits = chunk_size.trailing_zeros() - u32::from(self.model.block_bits());
         let bits = if contiguous {
-            let whole =
-                size.checked_next_power_of_two().map_or(image_bits, |c| c.trailing_zeros() - BLOCK_BITS);
+            let whole = size
+                .checked_next_power_of_two()
+                .map_or(image_bits, |c| c.trailing_zeros() - u32::from(self.model.block_bits()));
             if whole <= u32::from(CHUNK_FORMAT_BITS_MASK) { whole } else { image_bits }
         } else {
             image_bits
@@ -197,7 +195,7 @@ impl Writer<'_, '_> {
                 u16::try_from(chunk.index & 0xffff),
                 u8::try_from(chunk.index >> 16),
                 u8::try_from(chunk.blob + 1),
-                u32::try_from(chunk.uncompressed_offset / BLOCK),
+                u32::try_from(chunk.uncompressed_offset / self.model.block()),
             );
             let (Ok(lo), Ok(hi), Ok(device), Ok(block)) = parts else { return Err(too_large) };
             let address = ChunkAddress { chunk_lo: lo.into(), device, chunk_hi: hi, block: block.into() };

@@ -2,7 +2,7 @@
 //!
 //! Owns: where the parts of the file are, and these parts' bytes. Does not own: the meta area.
 
-use super::{AREA_ALIGNMENT, BLOCK, BLOCK_BITS, Layout, Model, Writer, align_area};
+use super::{AREA_ALIGNMENT, Layout, Model, Writer, align_area};
 use crate::error::BuildError;
 use rafs::image::{BlobInfo, MetaBlob};
 use rafs::layout::SuperFlags;
@@ -129,11 +129,11 @@ fn superblock(
     let mut superblock = SuperBlock::new_zeroed();
     superblock.magic = MAGIC.into();
     superblock.feature_compat = COMPAT_RAFS_V6.into();
-    superblock.block_bits = u8::try_from(BLOCK_BITS).map_err(|_| too_large())?;
+    superblock.block_bits = model.block_bits();
     superblock.root_nid = u16::try_from(layout.nid(crate::tree::ROOT)).map_err(|_| too_large())?.into();
     superblock.inodes_count = (model.order.numbered.len() as u64).into();
     superblock.blocks = u32::try_from(blocks).map_err(|_| too_large())?.into();
-    superblock.meta_blkaddr = u32::try_from(positions.meta / BLOCK).map_err(|_| too_large())?.into();
+    superblock.meta_blkaddr = u32::try_from(positions.meta / model.block()).map_err(|_| too_large())?.into();
     superblock.feature_incompat = INCOMPAT.into();
     superblock.extra_devices = u16::try_from(slots.len()).map_err(|_| too_large())?.into();
     superblock.device_table_slot = DEVICE_TABLE_SLOT.into();
@@ -144,6 +144,7 @@ fn extended_superblock(model: &Model<'_>, positions: &Positions) -> Result<Exten
     let too_large = || BuildError::Limit { what: "bytes in one v6 table", limit: u64::from(u32::MAX) };
     let mut flags = model.flags();
     let all = |feature| model.blobs.iter().all(|blob| blob.features.contains(feature));
+    flags.set(SuperFlags::TARFS_MODE, model.tarfs);
     flags.set(SuperFlags::INLINED_CHUNK_DIGEST, all(BlobFeatures::INLINED_CHUNK_DIGEST));
     let encrypted = model.blobs.iter().any(|blob| blob.cipher.is_some());
     flags |= if encrypted { SuperFlags::ENCRYPTION_AES_128_XTS } else { SuperFlags::ENCRYPTION_NONE };
@@ -167,14 +168,14 @@ fn device_slots(model: &Model<'_>, bootstrap_size: u64) -> Result<Vec<DeviceSlot
     let mut slots = Vec::with_capacity(model.blobs.len());
     for blob in model.blobs {
         let too_large = |_| BuildError::Limit { what: "blocks of data", limit: u64::from(u32::MAX) };
-        let blocks = u32::try_from(blob.uncompressed_size / BLOCK).map_err(too_large)?;
-        let mapped = at.next_multiple_of(MAPPED_ALIGNMENT) / BLOCK;
+        let blocks = u32::try_from(blob.uncompressed_size / model.block()).map_err(too_large)?;
+        let mapped = at.next_multiple_of(MAPPED_ALIGNMENT) / model.block();
         let mut slot = DeviceSlot::new_zeroed();
         slot.blob_id = padded_id(&blob.id)?;
         slot.blocks = blocks.into();
         slot.mapped_blkaddr = u32::try_from(mapped).map_err(too_large)?.into();
         slots.push(slot);
-        at = (mapped + u64::from(blocks)) * BLOCK;
+        at = (mapped + u64::from(blocks)) * model.block();
     }
     Ok(slots)
 }
