@@ -174,7 +174,7 @@ pub struct RegistryOptions {
     pub blob_url_scheme: Option<Scheme>,
     /// Replaces the host (and port) of redirects.
     pub blob_redirected_host: Option<String>,
-    /// Directory of Docker's `config.json`, looked into when `auth` and `registry_token` are absent and the registry
+    /// Directory of Docker's `config.json`, looked into when `auth` is absent and the registry
     /// wants to know who asks.
     pub docker_config: Option<PathBuf>,
 }

@@ -151,6 +151,6 @@ mod tests {
         let value = header("Bearer", "s3cr3t").unwrap();
         assert_eq!(value, "Bearer s3cr3t");
         assert!(!format!("{value:?}").contains("s3cr3t"));
-        assert!(header("Bearer", "a\nb").is_err());
+        header("Bearer", "a\nb").unwrap_err();
     }
 }
