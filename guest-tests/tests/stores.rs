@@ -60,7 +60,8 @@ fn a_registry_with_tokens_redirects_and_faults() {
             s.redirect = Some((storage.url(), Duration::from_millis(500)));
         });
         storage.set(|s| {
-            s.faults = Fault::ALL.iter().copied().filter(|f| *f != Fault::Corrupt && *f != Fault::Endless).collect();
+            s.faults =
+                Fault::ALL.iter().copied().filter(|f| *f != Fault::Corrupt && *f != Fault::Endless).collect();
             s.fault_percent = 20;
             s.stall = Duration::from_millis(200);
         });
@@ -80,7 +81,8 @@ fn docker_registry_and_the_environment() {
     }
     let case = case("v6-batch");
     let server = DockerRegistry::start(&case.image.blobs, Some(("u", "p"))).unwrap();
-    let keys = format!("host = \"{}\"\nrepo = \"a/b\"\nscheme = \"http\"\nauth = \"d3Jvbmc6d3Jvbmc=\"", server.host);
+    let keys =
+        format!("host = \"{}\"\nrepo = \"a/b\"\nscheme = \"http\"\nauth = \"d3Jvbmc6d3Jvbmc=\"", server.host);
     check(&case, &v2("registry", &keys), &[("IMAGE_PULL_AUTH", AUTH)], &[AUTH, "d3Jvbmc6d3Jvbmc="]);
 }
 
@@ -123,7 +125,7 @@ fn a_start_without_its_store_serves_metadata_and_recovers() {
     let options = Options { memory_mib: 64, ..Options::default() };
     let mut client = Client::connect(&daemon.socket, &options).unwrap();
     let error = walk(&mut client, WalkOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("EIO") || error.contains("errno 5") || error.contains('5'), "{error}");
+    assert!(error.ends_with("errno 5"), "{error}");
     server.set(|s| s.down = false);
     let mut got = Err(error);
     for _ in 0..20 {

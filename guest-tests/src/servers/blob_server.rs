@@ -380,7 +380,8 @@ impl Shared {
         if request.method == "HEAD" {
             return Ok(status);
         }
-        let stop = if fault == Some(Fault::Truncate) { start + length.div_ceil(2) } else { start + announced };
+        let stop =
+            if fault == Some(Fault::Truncate) { start + length.div_ceil(2) } else { start + announced };
         let mut at = start;
         let mut piece = vec![0; 16 << 10];
         while at < stop {
@@ -419,8 +420,9 @@ impl Shared {
         let signed = |good: bool| if good { None } else { Some((403, None)) };
         match access {
             Access::Open => None,
-            Access::Basic(auth) => (given != format!("Basic {auth}"))
-                .then(|| (401, Some("Basic realm=\"test\"".to_owned()))),
+            Access::Basic(auth) => {
+                (given != format!("Basic {auth}")).then(|| (401, Some("Basic realm=\"test\"".to_owned())))
+            }
             Access::Token(token) => {
                 (given != format!("Bearer {token}")).then(|| (401, Some("Basic realm=\"test\"".to_owned())))
             }
@@ -455,7 +457,8 @@ impl Shared {
         if !complete.iter().all(|part| asked.contains(part)) {
             return status_only(400, stream);
         }
-        if auth.as_ref().is_some_and(|auth| request.header("authorization") != Some(&format!("Basic {auth}"))) {
+        if auth.as_ref().is_some_and(|auth| request.header("authorization") != Some(&format!("Basic {auth}")))
+        {
             return status_only(401, stream);
         }
         let token = format!("T{}", lock(&self.random).next());

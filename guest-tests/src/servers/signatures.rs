@@ -95,7 +95,8 @@ pub fn oss_v4(request: &Request, bucket: &str, region: &str, key: &str, secret: 
             return None;
         }
         let hash = request.header("x-oss-content-sha256")?;
-        let canonical = format!("{}\n{}\n\n{}\n\n{hash}", request.method, request.path(), oss_headers(request)?);
+        let canonical =
+            format!("{}\n{}\n\n{}\n\n{hash}", request.method, request.path(), oss_headers(request)?);
         let digest = hex::encode(Sha256::digest(canonical.as_bytes()));
         let text = format!("OSS4-HMAC-SHA256\n{date}\n{scope}\n{digest}");
         let signing_key = derived("aliyun_v4", secret, [day, region, "oss", "aliyun_v4_request"]);

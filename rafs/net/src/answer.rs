@@ -71,9 +71,9 @@ fn whole(headers: &HeaderMap, range: &Range<u64>, ranges: Ranges) -> Result<Body
     }
     match announced {
         Some(total) if total < range.end => Err(too_short(total)),
-        _ if range.end > SKIP_MAX => {
-            Err(Failure::wrong("the server ignores Range and sends the whole object; use one that serves ranges"))
-        }
+        _ if range.end > SKIP_MAX => Err(Failure::wrong(
+            "the server ignores Range and sends the whole object; use one that serves ranges",
+        )),
         _ => Ok(Body { skip: range.start, len: asked }),
     }
 }
@@ -84,8 +84,12 @@ fn too_short(total: u64) -> Failure {
 
 /// We ask for no encoding: what comes in one is not the object.
 fn plain(headers: &HeaderMap) -> Result<(), Failure> {
-    if let Some(coding) = headers.get(CONTENT_ENCODING).filter(|c| !c.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return Err(Failure::wrong(format!("the body is in Content-Encoding {coding:?}, which was not asked for")));
+    if let Some(coding) =
+        headers.get(CONTENT_ENCODING).filter(|c| !c.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err(Failure::wrong(format!(
+            "the body is in Content-Encoding {coding:?}, which was not asked for"
+        )));
     }
     if headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"multipart/byteranges")) {
         return Err(Failure::wrong("several ranges where one was asked for"));
@@ -123,8 +127,11 @@ fn parse_content_range(text: &str) -> Option<ContentRange> {
     let (first, last) = span.split_once('-')?;
     let (first, last) = (digits(first)?, digits(last)?);
     let total = if total == "*" { None } else { Some(digits(total)?) };
-    (first <= last && last < u64::MAX && total.is_none_or(|t| last < t))
-        .then_some(ContentRange { first, last, total })
+    (first <= last && last < u64::MAX && total.is_none_or(|t| last < t)).then_some(ContentRange {
+        first,
+        last,
+        total,
+    })
 }
 
 /// The size of an object, from the answer to HEAD.
@@ -164,8 +171,17 @@ mod tests {
         assert_eq!(parse_content_range("bytes 0-9/10"), full(0, 9, Some(10)));
         assert_eq!(parse_content_range("Bytes 5-9/*"), full(5, 9, None));
         for bad in [
-            "", "bytes", "bytes */10", "bytes 9-0/10", "bytes 0-10/10", "items 0-9/10", "bytes 0-9", "bytes +0-9/10",
-            "bytes 0-18446744073709551615/*", "bytes 0-99999999999999999999/*", "bytes -9/10",
+            "",
+            "bytes",
+            "bytes */10",
+            "bytes 9-0/10",
+            "bytes 0-10/10",
+            "items 0-9/10",
+            "bytes 0-9",
+            "bytes +0-9/10",
+            "bytes 0-18446744073709551615/*",
+            "bytes 0-99999999999999999999/*",
+            "bytes -9/10",
         ] {
             assert_eq!(parse_content_range(bad), None, "{bad}");
         }
@@ -195,7 +211,9 @@ mod tests {
 
     #[test]
     fn whole_answers() {
-        let of = |list: &[(&str, &str)], range, ranges| whole(&headers(list), &range, ranges).map_err(|f| f.reason);
+        let of = |list: &[(&str, &str)], range, ranges| {
+            whole(&headers(list), &range, ranges).map_err(|f| f.reason)
+        };
         assert_eq!(of(&[("content-length", "100")], 10..20, Ranges::Http), Ok(Body { skip: 10, len: 10 }));
         assert_eq!(of(&[("content-length", "10")], 10..20, Ranges::Sloppy), Ok(Body { skip: 0, len: 10 }));
         assert_eq!(of(&[], 10..20, Ranges::Sloppy), Ok(Body { skip: 0, len: 10 }));

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 /// What every request says it comes from; clients of registries match on it.
 const USER_AGENT: &str = "nydusd/1.0.0";
-/// How long an unused connection is kept.
-const IDLE: Duration = Duration::from_secs(90);
+/// How long an unused connection is kept; servers commonly close theirs after 60 s or more.
+const IDLE: Duration = Duration::from_secs(50);
 
 /// A client that goes to servers directly.
 pub(crate) fn direct(options: &HttpOptions) -> Result<Client, NetError> {
@@ -62,7 +62,8 @@ fn builder(options: &HttpOptions) -> Result<ClientBuilder, NetError> {
 pub(crate) fn headers(list: &[(String, String)]) -> Result<HeaderMap, NetError> {
     let mut map = HeaderMap::new();
     for (name, value) in list {
-        let bad = || NetError::Config(format!("header {name:?} cannot be sent: its name or value is not valid"));
+        let bad =
+            || NetError::Config(format!("header {name:?} cannot be sent: its name or value is not valid"));
         let name = HeaderName::try_from(name.as_str()).map_err(|_| bad())?;
         let mut value = HeaderValue::try_from(value.as_str()).map_err(|_| bad())?;
         value.set_sensitive(true);
@@ -78,10 +79,7 @@ fn tls(options: &HttpOptions) -> Result<ClientConfig, NetError> {
         .map_err(|e| NetError::Client(e.to_string()))?;
     if options.skip_verify {
         let verifier = Arc::new(TrustAnybody(provider));
-        return Ok(config
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth());
+        return Ok(config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
     }
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
@@ -154,7 +152,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_said() {
-        let missing = HttpOptions { ca_cert_files: vec!["/nonexistent.pem".into()], ..HttpOptions::default() };
+        let missing =
+            HttpOptions { ca_cert_files: vec!["/nonexistent.pem".into()], ..HttpOptions::default() };
         assert!(direct(&missing).unwrap_err().to_string().contains("/nonexistent.pem"));
         let file = tempfile::NamedTempFile::new().unwrap();
         let empty = HttpOptions { ca_cert_files: vec![file.path().into()], ..HttpOptions::default() };

@@ -33,7 +33,11 @@ impl Clock {
         if behind.max(ahead) < SKEW_MATTERS {
             return false;
         }
-        tracing::warn!(?behind, ?ahead, "this machine's clock differs from the store's; signing with the store's");
+        tracing::warn!(
+            ?behind,
+            ?ahead,
+            "this machine's clock differs from the store's; signing with the store's"
+        );
         *self.skew.lock().unwrap_or_else(PoisonError::into_inner) = skew(SystemTime::now());
         true
     }
@@ -90,7 +94,9 @@ mod tests {
         };
         assert!(!clock.learn(&HeaderMap::new()));
         assert!(!clock.learn(&headers(SystemTime::now())));
-        for theirs in [SystemTime::now() + Duration::from_secs(5000), SystemTime::now() - Duration::from_secs(5000)] {
+        for theirs in
+            [SystemTime::now() + Duration::from_secs(5000), SystemTime::now() - Duration::from_secs(5000)]
+        {
             assert!(clock.learn(&headers(theirs)));
             let now = clock.now();
             let off = now.duration_since(theirs).or_else(|_| theirs.duration_since(now)).unwrap();

@@ -35,7 +35,8 @@ impl Want {
     pub fn header(self) -> Option<reqwest::header::HeaderValue> {
         match self {
             Self::Range(start, end) => {
-                reqwest::header::HeaderValue::try_from(format!("bytes={start}-{}", end.saturating_sub(1))).ok()
+                reqwest::header::HeaderValue::try_from(format!("bytes={start}-{}", end.saturating_sub(1)))
+                    .ok()
             }
             Self::Head => None,
         }

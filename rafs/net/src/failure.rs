@@ -67,7 +67,9 @@ impl Failure {
         let (kind, hint) = match status.as_u16() {
             401 | 403 => (Kind::Denied, "; check the credentials and what they allow"),
             404 | 410 => (Kind::Missing, "; the blob is not there: push it, or correct host and name"),
-            416 => (Kind::Wrong, "; the object is shorter than the image says: not the right one, or truncated"),
+            416 => {
+                (Kind::Wrong, "; the object is shorter than the image says: not the right one, or truncated")
+            }
             408 | 425 | 429 => (Kind::Transient, "; the server wants to be asked later"),
             500..=599 => (Kind::Transient, ""),
             300..=399 => (Kind::Wrong, "; a redirect without a usable Location"),

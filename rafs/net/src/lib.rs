@@ -29,8 +29,8 @@ mod urls;
 pub use error::NetError;
 pub use metrics::{LATENCY_BUCKETS_MS, NetCounters};
 pub use options::{
-    HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, OssOptions, ProxyOptions, RegistryOptions, S3Options,
-    Scheme, Secret, headers_from_env,
+    HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, OssOptions, ProxyOptions, RegistryOptions,
+    S3Options, Scheme, Secret, headers_from_env,
 };
 pub use runtime::NetRuntime;
 pub use store::NetStore;

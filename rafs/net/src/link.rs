@@ -145,7 +145,10 @@ impl Link {
                     .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"proxy"));
                 match status {
                     403 if own => {
-                        return Err(Failure::new(Kind::Final, "the proxy refuses this request (403); ask its operator"));
+                        return Err(Failure::new(
+                            Kind::Final,
+                            "the proxy refuses this request (403); ask its operator",
+                        ));
                     }
                     429 if own && proxied.fallback => exchange.failure(),
                     500..=599 if proxied.fallback => exchange.failure(),
@@ -158,7 +161,10 @@ impl Link {
             Err(failure) => {
                 proxied.failed(&failure);
                 if !proxied.fallback {
-                    return Err(Failure { reason: format!("through the proxy: {}", failure.reason), ..failure });
+                    return Err(Failure {
+                        reason: format!("through the proxy: {}", failure.reason),
+                        ..failure
+                    });
                 }
                 failure
             }

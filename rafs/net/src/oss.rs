@@ -24,7 +24,11 @@ impl NetStore {
     ///
     /// # Errors
     /// Options that cannot be honoured.
-    pub fn oss(runtime: &Arc<NetRuntime>, options: &OssOptions, http: &HttpOptions) -> Result<Self, NetError> {
+    pub fn oss(
+        runtime: &Arc<NetRuntime>,
+        options: &OssOptions,
+        http: &HttpOptions,
+    ) -> Result<Self, NetError> {
         check_host(&options.endpoint, "oss endpoint")?;
         if options.bucket.is_empty() {
             return Err(NetError::Config("oss needs a \"bucket_name\"".into()));
@@ -130,7 +134,8 @@ mod tests {
     fn signatures_of_the_vendors_sdk() {
         let key = "prefix/0123abcd";
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_701_605_532);
-        let v4 = "OSS4-HMAC-SHA256 Credential=LTAItest/20231203/cn-hangzhou/oss/aliyun_v4_request, Signature=";
+        let v4 =
+            "OSS4-HMAC-SHA256 Credential=LTAItest/20231203/cn-hangzhou/oss/aliyun_v4_request, Signature=";
         for (region, method, expected) in [
             (None, Method::GET, "OSS LTAItest:sHryzC5parIA/qpj0tAudTB9gJ0=".to_owned()),
             (None, Method::HEAD, "OSS LTAItest:90ZetPbCB+95r0gtsTBIPhzzHMU=".to_owned()),
@@ -145,10 +150,8 @@ mod tests {
                 format!("{v4}1ba941a0e43c561ee0bd9006c13a5eb0183d487bc3527f1c0e3f1852897f7b68"),
             ),
         ] {
-            let keys = KeyPair {
-                id: Secret::new("LTAItest").unwrap(),
-                secret: Secret::new("secretKey").unwrap(),
-            };
+            let keys =
+                KeyPair { id: Secret::new("LTAItest").unwrap(), secret: Secret::new("secretKey").unwrap() };
             let signer = Oss { keys, bucket: "bucket".into(), region };
             let url = format!("http://bucket.oss-cn-hangzhou.aliyuncs.com/{key}").parse().unwrap();
             let mut outgoing = Outgoing { method, ..Outgoing::get(url) };

@@ -3,8 +3,8 @@
 use crate::answer::Ranges;
 use crate::endpoint::{Answering, Endpoint, Want, escape, escape_path};
 use crate::link::{Link, Outgoing, Route};
-use crate::urls::mirror_base;
 use crate::store::Parts;
+use crate::urls::mirror_base;
 use crate::{HttpOptions, HttpProxyOptions, NetError, NetRuntime, NetStore, client};
 use reqwest::Url;
 use reqwest::header::{HeaderMap, RANGE};

@@ -66,16 +66,25 @@ impl Signer for SigV4 {
         value.set_sensitive(true);
         outgoing.headers.insert(AUTHORIZATION, value);
         outgoing.headers.insert("x-amz-content-sha256", HeaderValue::from_static(NO_BODY));
-        outgoing.headers.extend(HeaderValue::try_from(date).ok().map(|date| {
-            (reqwest::header::HeaderName::from_static("x-amz-date"), date)
-        }));
+        outgoing.headers.extend(
+            HeaderValue::try_from(date)
+                .ok()
+                .map(|date| (reqwest::header::HeaderName::from_static("x-amz-date"), date)),
+        );
         Ok(())
     }
 }
 
 impl SigV4 {
     /// The header's value; `headers` in order of their names.
-    fn authorization(&self, method: &str, path: &str, query: &str, headers: &[(&str, &str)], date: &str) -> String {
+    fn authorization(
+        &self,
+        method: &str,
+        path: &str,
+        query: &str,
+        headers: &[(&str, &str)],
+        date: &str,
+    ) -> String {
         let names = headers.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(";");
         let lines: String = headers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
         let canonical = format!("{method}\n{path}\n{query}\n{lines}\n{names}\n{NO_BODY}");
@@ -94,7 +103,13 @@ impl SigV4 {
 }
 
 /// A signature with a key derived from `secret` by the parts of `scope`; OSS version 4 makes its own the same way.
-pub(crate) fn scoped_signature(algorithm: &str, secret: &str, scope: &str, date: &str, canonical: &str) -> String {
+pub(crate) fn scoped_signature(
+    algorithm: &str,
+    secret: &str,
+    scope: &str,
+    date: &str,
+    canonical: &str,
+) -> String {
     let digest = hex::encode(Sha256::digest(canonical.as_bytes()));
     let text = format!("{algorithm}\n{date}\n{scope}\n{digest}");
     let key = scope.split('/').fold(secret.as_bytes().to_vec(), |key, part| hmac(&key, part));

@@ -6,11 +6,12 @@ use crate::failure::{Failure, Kind};
 use crate::limit::{Gate, RateLimit};
 use crate::link::{Link, Route};
 use crate::metrics::{Metrics, NetCounters};
-use crate::registry::Authenticator;
 use crate::mirror::{Health, Source, Turns, keep_pinging};
+use crate::registry::Authenticator;
 use crate::{HttpOptions, NetError, NetRuntime};
 use rafs::store::{
-    ErrorClass, FetchDone, FetchRequest, FetchSink, Priority, SizeDone, Store, StoreError, is_safe_object_name,
+    ErrorClass, FetchDone, FetchRequest, FetchSink, Priority, SizeDone, Store, StoreError,
+    is_safe_object_name,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,7 +59,11 @@ pub(crate) struct Parts {
 }
 
 impl NetStore {
-    pub(crate) fn new(runtime: &Arc<NetRuntime>, options: &HttpOptions, parts: Parts) -> Result<Self, NetError> {
+    pub(crate) fn new(
+        runtime: &Arc<NetRuntime>,
+        options: &HttpOptions,
+        parts: Parts,
+    ) -> Result<Self, NetError> {
         let Parts { origin, mirrors, link, ranges } = parts;
         let mut sources = Vec::new();
         for (endpoint, mirror) in mirrors.into_iter().zip(&options.mirrors) {
@@ -99,7 +104,8 @@ impl Store for NetStore {
 
     fn fetch_streamed(&self, request: FetchRequest, sink: Box<dyn FetchSink>) {
         let inner = Arc::clone(&self.inner);
-        let ending = Ending { sink: Some(sink), object: Arc::clone(&request.object), range: request.range.clone() };
+        let ending =
+            Ending { sink: Some(sink), object: Arc::clone(&request.object), range: request.range.clone() };
         self.runtime.spawn(async move { inner.fetch(request, ending).await });
     }
 
@@ -176,7 +182,13 @@ impl Tries {
             Priority::Prefetch => Some(configured.unwrap_or(PREFETCH_RETRIES).min(PREFETCH_RETRIES)),
         };
         let now = Instant::now();
-        Self { made: 0, rounds: 0, refusals: 0, limit, deadline: now.checked_add(options.deadline).unwrap_or(now) }
+        Self {
+            made: 0,
+            rounds: 0,
+            refusals: 0,
+            limit,
+            deadline: now.checked_add(options.deadline).unwrap_or(now),
+        }
     }
 
     /// `progress`: the try brought some of the bytes.
@@ -191,7 +203,8 @@ impl Tries {
         }
         if failure.kind != Kind::Transient {
             self.refusals = self.refusals.saturating_add(1);
-            if self.refusals >= ROUNDS_OF_REFUSALS.saturating_mul(u32::try_from(sources).unwrap_or(u32::MAX)) {
+            if self.refusals >= ROUNDS_OF_REFUSALS.saturating_mul(u32::try_from(sources).unwrap_or(u32::MAX))
+            {
                 return Next::GiveUp;
             }
         }
@@ -201,7 +214,8 @@ impl Tries {
             let most = PAUSE_MIN.saturating_mul(1 << self.rounds.min(16)).min(PAUSE_MAX);
             self.rounds = self.rounds.saturating_add(1);
             // Between half and all of it: many requests fail together, and should not come back together.
-            most.mul_f64(0.5 + 0.5 * fastrand::f64()).max(failure.retry_after.unwrap_or_default().min(PAUSE_MAX))
+            most.mul_f64(0.5 + 0.5 * fastrand::f64())
+                .max(failure.retry_after.unwrap_or_default().min(PAUSE_MAX))
         };
         match Instant::now().checked_add(pause) {
             Some(at) if at < self.deadline => Next::After(pause),
@@ -219,6 +233,7 @@ impl Inner {
         let mut tries = Tries::new(&self.options, priority);
         // A second attempt begins where the first did not: it may have been damaged there.
         let mut turns = Turns::new(&self.sources, attempt);
+        let mut last = None;
         let result = loop {
             let Some(source) = turns.next() else {
                 break Err((Failure::transient("no source is left"), object.to_string()));
@@ -226,9 +241,8 @@ impl Inner {
             let route = if attempt > 0 || tries.rounds >= 2 { Route::Direct } else { Route::Proxy };
             let before = have.len();
             let receiving = self.receive(source, &object, &range, route, priority, &mut have, &mut ending);
-            let outcome = timeout_at(tries.deadline, receiving)
-                .await
-                .unwrap_or_else(|_| Err(Failure::transient("the deadline has passed")));
+            let outcome =
+                timeout_at(tries.deadline, receiving).await.unwrap_or_else(|_| Err(out_of_time(last.take())));
             let Err(failure) = outcome else {
                 source.succeeded();
                 break Ok(());
@@ -239,7 +253,10 @@ impl Inner {
             tracing::debug!(object = %object, ?range, reason = failure.reason, ?next, "a try failed");
             match next {
                 Next::GiveUp => break Err((failure, source.endpoint.location(&object))),
-                Next::After(pause) => sleep(pause).await,
+                Next::After(pause) => {
+                    last = Some(failure);
+                    sleep(pause).await;
+                }
             }
         };
         match result {
@@ -247,7 +264,9 @@ impl Inner {
                 self.metrics.delivered(begun.elapsed());
                 ending.finish(Ok(have));
             }
-            Err((failure, location)) => ending.finish(Err(error(&failure, location, Some(range), tries.made))),
+            Err((failure, location)) => {
+                ending.finish(Err(error(&failure, location, Some(range), tries.made)))
+            }
         }
     }
 
@@ -289,7 +308,10 @@ impl Inner {
                 let bytes = bytes.get(..left.min(bytes.len())).unwrap_or_default();
                 have.extend_from_slice(bytes);
                 left -= bytes.len();
-                if !bytes.is_empty() && have.len() < total && let Some(sink) = &mut ending.sink {
+                if !bytes.is_empty()
+                    && have.len() < total
+                    && let Some(sink) = &mut ending.sink
+                {
                     sink.arrived(have);
                 }
                 self.pace(&mut exchange.until, chunk.len()).await;
@@ -321,7 +343,7 @@ impl Inner {
             };
             let outcome = timeout_at(tries.deadline, self.size_once(source, object))
                 .await
-                .unwrap_or_else(|_| Err(Failure::transient("the deadline has passed")));
+                .unwrap_or_else(|_| Err(out_of_time(None)));
             let failure = match outcome {
                 Ok(size) => {
                     source.succeeded();
@@ -355,6 +377,16 @@ impl Inner {
         }
         let first = source.endpoint.ask(&self.link, object, Want::Range(0, 1), Route::Proxy).await?;
         answer::size_from_range(&first)
+    }
+}
+
+/// The deadline came during a try; the one before says more about the reason.
+fn out_of_time(last: Option<Failure>) -> Failure {
+    match last {
+        Some(last) => {
+            Failure { reason: format!("the deadline has passed; before that: {}", last.reason), ..last }
+        }
+        None => Failure::transient("the deadline has passed without an answer"),
     }
 }
 
@@ -394,7 +426,11 @@ mod tests {
             last = pause;
         }
         assert!(last >= PAUSE_MAX / 2);
-        assert_eq!(t.after(&failure, 1, false, true), Next::After(Duration::ZERO), "bytes came: go on at once");
+        assert_eq!(
+            t.after(&failure, 1, false, true),
+            Next::After(Duration::ZERO),
+            "bytes came: go on at once"
+        );
         t.deadline = Instant::now();
         assert_eq!(t.after(&failure, 1, false, false), Next::GiveUp);
     }
@@ -416,10 +452,16 @@ mod tests {
         let options = HttpOptions { retry_limit: 1, ..HttpOptions::default() };
         let failure = Failure { retry_after: Some(Duration::from_secs(1000)), ..Failure::transient("429") };
         let mut t = tries(&options, Priority::Demand);
-        assert_eq!(t.after(&failure, 1, false, false), Next::After(PAUSE_MAX), "as the server asks, within reason");
+        assert_eq!(
+            t.after(&failure, 1, false, false),
+            Next::After(PAUSE_MAX),
+            "as the server asks, within reason"
+        );
         assert_eq!(t.after(&failure, 1, false, false), Next::GiveUp);
         let mut t = tries(&HttpOptions::default(), Priority::Prefetch);
-        let pauses = (0..100).take_while(|_| t.after(&Failure::transient("x"), 1, false, true) != Next::GiveUp).count();
+        let pauses = (0..100)
+            .take_while(|_| t.after(&Failure::transient("x"), 1, false, true) != Next::GiveUp)
+            .count();
         assert_eq!(pauses, 2);
     }
 }

@@ -8,7 +8,9 @@ use reqwest::Url;
 pub(crate) fn mirror_base(host: &str, scheme: &str) -> Result<String, NetError> {
     let text = if host.contains("://") { host.to_owned() } else { format!("{scheme}://{host}") };
     match Url::parse(&text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") && url.path().len() <= 1 && url.query().is_none() => {
+        Ok(url)
+            if matches!(url.scheme(), "http" | "https") && url.path().len() <= 1 && url.query().is_none() =>
+        {
             Ok(text.trim_end_matches('/').to_owned())
         }
         _ => Err(NetError::Config(format!("mirror host {host:?} is not of the form http://HOST:PORT"))),
@@ -20,7 +22,8 @@ pub(crate) fn check_host(host: &str, key: &str) -> Result<(), NetError> {
     let bad = || NetError::Config(format!("{key} {host:?} is not of the form HOST or HOST:PORT"));
     let url = Url::parse(&format!("http://{host}/")).map_err(|_| bad())?;
     let plain = url.path() == "/" && url.username().is_empty() && url.password().is_none();
-    let plain = plain && url.query().is_none() && url.fragment().is_none() && !host.contains(['/', '@', '?', '#']);
+    let plain =
+        plain && url.query().is_none() && url.fragment().is_none() && !host.contains(['/', '@', '?', '#']);
     if plain && !host.is_empty() { Ok(()) } else { Err(bad()) }
 }
 

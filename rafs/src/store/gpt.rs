@@ -34,7 +34,9 @@ pub(super) struct Gpt {
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GptError {
-    #[error("the disk has no valid GUID partition table, neither at its start nor at its end; `disable_gpt` reads it as one blob")]
+    #[error(
+        "the disk has no valid GUID partition table, neither at its start nor at its end; `disable_gpt` reads it as one blob"
+    )]
     None,
     #[error("the partition table cannot be read: {0}")]
     Io(#[from] std::io::Error),

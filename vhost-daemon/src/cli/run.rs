@@ -2,8 +2,8 @@
 //!
 //! Owns: the order of things at start and stop. Does not own: any of the parts.
 
-use super::{Cli, Command, OnOff, VirtiofsArgs, logging};
 use super::stores;
+use super::{Cli, Command, OnOff, VirtiofsArgs, logging};
 use crate::config::{Backend, Config, Environment, LocalFs};
 use crate::mounts::{RafsMount, RafsMountOptions};
 use crate::virtio::{Service, ServiceOptions};

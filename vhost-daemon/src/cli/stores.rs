@@ -20,7 +20,8 @@ pub(super) struct Opened {
 
 /// Opens the store of a configuration. Network stores own their threads, which end with them.
 pub(super) fn open(backend: &Backend) -> anyhow::Result<Opened> {
-    let local = |store: Arc<dyn Store>| Opened { store, local: true, deadline: ReaderOptions::default().deadline };
+    let local =
+        |store: Arc<dyn Store>| Opened { store, local: true, deadline: ReaderOptions::default().deadline };
     Ok(match backend {
         Backend::LocalFs(LocalFs { dir, blob_file, alt_dirs }) => {
             let (dir, alt_dirs, blob_file) = (dir.clone(), alt_dirs.clone(), blob_file.clone());
@@ -30,7 +31,9 @@ pub(super) fn open(backend: &Backend) -> anyhow::Result<Opened> {
         Backend::Registry(options, http) => net("registry", http, |r| NetStore::registry(r, options, http))?,
         Backend::S3(options, http) => net("s3", http, |r| NetStore::s3(r, options, http))?,
         Backend::Oss(options, http) => net("oss", http, |r| NetStore::oss(r, options, http))?,
-        Backend::HttpProxy(options, http) => net("http-proxy", http, |r| NetStore::http_proxy(r, options, http))?,
+        Backend::HttpProxy(options, http) => {
+            net("http-proxy", http, |r| NetStore::http_proxy(r, options, http))?
+        }
     })
 }
 

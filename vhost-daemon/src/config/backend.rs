@@ -4,8 +4,8 @@
 
 use super::ConfigError;
 use rafs_net::{
-    HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, OssOptions, ProxyOptions, RegistryOptions, S3Options,
-    Scheme, Secret,
+    HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, OssOptions, ProxyOptions, RegistryOptions,
+    S3Options, Scheme, Secret,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -200,7 +200,9 @@ pub(super) fn parse(kind: &str, section: &Value, remarks: &mut Vec<String>) -> R
                     Some(region.ok_or_else(|| invalid("oss signature_version \"v4\" needs a \"region\""))?)
                 }
                 Some(other) => {
-                    return Err(invalid(format!("oss signature_version is \"{other}\"; use \"v1\" or \"v4\"")));
+                    return Err(invalid(format!(
+                        "oss signature_version is \"{other}\"; use \"v1\" or \"v4\""
+                    )));
                 }
             };
             let options = OssOptions {
@@ -242,7 +244,9 @@ fn key_pair(kind: &str, bucket: &Bucket) -> Result<Option<KeyPair>, ConfigError>
     match (secret(&bucket.access_key_id), secret(&bucket.access_key_secret)) {
         (Some(id), Some(secret)) => Ok(Some(KeyPair { id, secret })),
         (None, None) => Ok(None),
-        _ => Err(invalid(format!("{kind} has one of access_key_id and access_key_secret; give both or none"))),
+        _ => {
+            Err(invalid(format!("{kind} has one of access_key_id and access_key_secret; give both or none")))
+        }
     }
 }
 
@@ -290,7 +294,9 @@ impl Proxy {
             ping_url: filled(self.ping_url),
             fallback: self.fallback.unwrap_or(default.fallback),
             check_interval: limit(self.check_interval, None).unwrap_or(default.check_interval),
-            check_pause_elapsed: self.check_pause_elapsed.map_or(default.check_pause_elapsed, Duration::from_secs),
+            check_pause_elapsed: self
+                .check_pause_elapsed
+                .map_or(default.check_pause_elapsed, Duration::from_secs),
             use_http: self.use_http.unwrap_or(false),
             ..default
         })
@@ -376,7 +382,8 @@ mod tests {
         assert_eq!((registry.scheme, registry.auth), (Scheme::Https, None));
         assert_eq!(*http, HttpOptions::default());
         let mut remarks = Vec::new();
-        let section = json!({"host": "h", "repo": "r", "proxy": {"dragonfly_scheduler_endpoint": "http://s"}});
+        let section =
+            json!({"host": "h", "repo": "r", "proxy": {"dragonfly_scheduler_endpoint": "http://s"}});
         parse("registry", &section, &mut remarks).unwrap();
         assert!(remarks[0].contains("dragonfly_scheduler_endpoint"));
     }
@@ -394,7 +401,9 @@ mod tests {
         let disk = of("localdisk", json!({"device_path": "/dev/vdb", "disable_gpt": true})).unwrap();
         let expected = LocalDisk { device_path: "/dev/vdb".into(), disable_gpt: true };
         assert_eq!(disk, Backend::LocalDisk(expected));
-        let Backend::HttpProxy(http, _) = of("http-proxy", json!({"addr": "/x.sock"})).unwrap() else { panic!() };
+        let Backend::HttpProxy(http, _) = of("http-proxy", json!({"addr": "/x.sock"})).unwrap() else {
+            panic!()
+        };
         assert_eq!(http, HttpProxyOptions { addr: "/x.sock".into(), path: String::new() });
     }
 

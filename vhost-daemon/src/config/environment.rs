@@ -19,7 +19,8 @@ impl Environment {
     /// Those of this process. Names and values that are no UTF-8 do not count.
     #[must_use]
     pub fn of_process() -> Self {
-        let vars = std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)));
+        let vars =
+            std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)));
         Self::from_vars(vars.collect())
     }
 
@@ -61,7 +62,12 @@ mod tests {
     fn variables_reach_the_registry() {
         let text = r#"{"device": {"backend": {"type": "registry", "config": {"host": "h", "repo": "r", "auth": "b2xkOng="}}},
             "mode": "direct"}"#;
-        let vars = [("IMAGE_PULL_AUTH", "dTpw\n"), ("NYDUS_HEADER_X-A", "1"), ("HOME", "/home/u"), ("DOCKER_CONFIG", "")];
+        let vars = [
+            ("IMAGE_PULL_AUTH", "dTpw\n"),
+            ("NYDUS_HEADER_X-A", "1"),
+            ("HOME", "/home/u"),
+            ("DOCKER_CONFIG", ""),
+        ];
         let vars = vars.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         let mut config = Config::parse(text).unwrap();
         config.apply(&Environment::from_vars(vars));

@@ -82,7 +82,9 @@ impl File {
         // An unknown type is said to be unknown rather than without its section.
         let section = section.cloned().or_else(|| (!backend::is_known(kind)).then_some(Value::Null));
         let Some(section) = section else {
-            return Err(ConfigError::Invalid(format!("backend \"{kind}\" needs its section [backend.{kind}]")));
+            return Err(ConfigError::Invalid(format!(
+                "backend \"{kind}\" needs its section [backend.{kind}]"
+            )));
         };
         let backend = backend::parse(kind, &section, &mut remarks)?;
         prefetch_remark(self.rafs.prefetch.enable || self.cache.prefetch.enable, &mut remarks);

@@ -139,7 +139,11 @@ impl Authenticator {
             return;
         }
         if let Err(failure) = self.fetch(link, service).await {
-            tracing::warn!(host = self.host, reason = failure.reason, "the registry's token could not be renewed");
+            tracing::warn!(
+                host = self.host,
+                reason = failure.reason,
+                "the registry's token could not be renewed"
+            );
             let mut state = self.state();
             state.renew_pause = state.renew_pause.saturating_mul(2).min(RENEW_PAUSE_MAX);
         }
@@ -158,7 +162,8 @@ impl Authenticator {
                 self.forget(used);
                 return Ok(None);
             }
-            let reason = "the registry answers 401 without a challenge that this program knows (Basic, Bearer)";
+            let reason =
+                "the registry answers 401 without a challenge that this program knows (Basic, Bearer)";
             return Err(Failure::new(Kind::Denied, reason));
         };
         let _alone = self.fetching.lock().await;
@@ -166,7 +171,9 @@ impl Authenticator {
         if known.is_some() {
             return Ok(known);
         }
-        if let Some((_, failure)) = self.state().refusal.as_ref().filter(|(at, _)| at.elapsed() < REFUSAL_STANDS) {
+        if let Some((_, failure)) =
+            self.state().refusal.as_ref().filter(|(at, _)| at.elapsed() < REFUSAL_STANDS)
+        {
             return Err(failure.clone());
         }
         let result = match challenge {
@@ -222,7 +229,8 @@ impl Authenticator {
     async fn fetch(&self, link: &Link, service: &TokenService) -> Result<Grant, Failure> {
         let credentials = self.credentials().await;
         let post_fails = self.state().post_fails;
-        let asking = token::Asking { service, credentials: credentials.as_ref(), secure: self.secure, post_fails };
+        let asking =
+            token::Asking { service, credentials: credentials.as_ref(), secure: self.secure, post_fails };
         let token = token::fetch(link, asking).await?;
         let header = bearer(&token.secret)?;
         {

@@ -40,7 +40,11 @@ pub(super) fn find(headers: &HeaderMap) -> Option<Challenge> {
                 return None;
             }
             let scope = param("scope").filter(|s| !s.is_empty());
-            Some(Challenge::Bearer(TokenService { realm: param("realm")?, service: param("service")?, scope }))
+            Some(Challenge::Bearer(TokenService {
+                realm: param("realm")?,
+                service: param("service")?,
+                scope,
+            }))
         })
 }
 
@@ -52,7 +56,8 @@ fn parse(text: &str) -> Vec<Parsed> {
     let mut rest = text;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
-        let len = rest.find(|c: char| c.is_whitespace() || matches!(c, '=' | ',' | '"')).unwrap_or(rest.len());
+        let len =
+            rest.find(|c: char| c.is_whitespace() || matches!(c, '=' | ',' | '"')).unwrap_or(rest.len());
         if len == 0 {
             return found;
         }
@@ -109,7 +114,8 @@ mod tests {
     fn forms_that_registries_send() {
         assert_eq!(of(&["Basic realm=\"x\""]), Some(Challenge::Basic));
         assert_eq!(of(&["basic"]), Some(Challenge::Basic));
-        let long = r#"Bearer realm="https://a/token",service="s, \"t\"",scope="repository:a/b:pull",error="x""#;
+        let long =
+            r#"Bearer realm="https://a/token",service="s, \"t\"",scope="repository:a/b:pull",error="x""#;
         assert_eq!(of(&[long]), bearer("https://a/token", "s, \"t\"", Some("repository:a/b:pull")));
         assert_eq!(of(&["bearer service=s , realm = http://r/"]), bearer("http://r/", "s", None));
         assert_eq!(of(&["Negotiate, Bearer realm=\"r\", service=\"s\""]), bearer("r", "s", None));
@@ -120,7 +126,8 @@ mod tests {
     #[test]
     fn nonsense_is_no_challenge() {
         let long = format!("Bearer realm=\"{}\",service=\"s\"", "r".repeat(9000));
-        for bad in ["", ",,,", "=", "Bearer realm=\"r", "Bearer realm=\"\\", "\"Bearer\"", "Bearer =x", &long] {
+        for bad in ["", ",,,", "=", "Bearer realm=\"r", "Bearer realm=\"\\", "\"Bearer\"", "Bearer =x", &long]
+        {
             assert_eq!(of(&[bad]), None, "{bad}");
         }
     }

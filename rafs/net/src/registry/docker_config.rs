@@ -58,7 +58,9 @@ pub(super) fn lookup(dir: &Path, host: &str) -> Option<Credentials> {
     let mut text = Vec::new();
     std::fs::File::open(&path).ok()?.take(SIZE_MAX).read_to_end(&mut text).ok()?;
     let file: File = serde_json::from_slice(&text)
-        .inspect_err(|e| tracing::warn!(path = %path.display(), line = e.line(), "not a Docker configuration"))
+        .inspect_err(
+            |e| tracing::warn!(path = %path.display(), line = e.line(), "not a Docker configuration"),
+        )
         .ok()?;
     let key = |keys: Vec<&String>| keys.into_iter().find(|key| same_host(key, host)).cloned();
     let listed = key(file.auths.keys().collect());
@@ -110,13 +112,15 @@ fn is_docker_hub(host: &str) -> bool {
 
 /// Runs `docker-credential-HELPER get`, which reads the server's name and answers with JSON.
 fn ask_helper(helper: &str, server: &str) -> Option<Credentials> {
-    let named = !helper.is_empty() && helper.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let named =
+        !helper.is_empty() && helper.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
     if !named {
         tracing::warn!(helper, "not the name of a credential helper");
         return None;
     }
     let program = format!("docker-credential-{helper}");
-    let failed = |reason: &dyn std::fmt::Display| tracing::warn!(program, %reason, "credential helper failed");
+    let failed =
+        |reason: &dyn std::fmt::Display| tracing::warn!(program, %reason, "credential helper failed");
     let mut child = Command::new(&program)
         .arg("get")
         .stdin(Stdio::piped())

@@ -134,11 +134,17 @@ impl Registry {
     async fn fetch(&self, link: &Link, object: &str, want: Want, route: Route) -> Result<Exchange, Failure> {
         // A signed location is good for one method.
         let remembers = want != Want::Head;
-        if remembers && let Some(location) = self.locations.get(object) {
+        // Whoever asks to go past what may be damaged wants to hear from the registry itself, too.
+        if remembers
+            && route == Route::Proxy
+            && let Some(location) = self.locations.get(object)
+        {
             let answer = self.at_location(link, location, want, route).await;
             match answer {
                 // Expired, or moved: the registry knows better.
-                Ok(exchange) if matches!(exchange.status().as_u16(), 300..=499) => self.locations.forget(object),
+                Ok(exchange) if matches!(exchange.status().as_u16(), 300..=499) => {
+                    self.locations.forget(object)
+                }
                 Ok(exchange) => return Ok(exchange),
                 Err(failure) => {
                     self.locations.forget(object);
@@ -165,7 +171,13 @@ impl Registry {
     }
 
     /// Follows a redirect. Whatever we are to the registry, we are nobody there.
-    async fn at_location(&self, link: &Link, url: Url, want: Want, route: Route) -> Result<Exchange, Failure> {
+    async fn at_location(
+        &self,
+        link: &Link,
+        url: Url,
+        want: Want,
+        route: Route,
+    ) -> Result<Exchange, Failure> {
         let shown = without_secrets(url.as_str());
         let mut outgoing = Outgoing { method: want.method(), ..Outgoing::get(url) };
         if let Some(range) = want.header() {
@@ -199,7 +211,13 @@ impl Registry {
     }
 
     /// Asks the registry itself, and shows it what it wants to see.
-    async fn with_auth(&self, link: &Link, object: &str, want: Want, route: Route) -> Result<Exchange, Failure> {
+    async fn with_auth(
+        &self,
+        link: &Link,
+        object: &str,
+        want: Want,
+        route: Route,
+    ) -> Result<Exchange, Failure> {
         let mut grant = self.auth.ready(link).await;
         let mut fresh = false;
         // At most three rounds: with an old header, without one, with a new one.
@@ -209,7 +227,8 @@ impl Registry {
                 return Ok(exchange);
             }
             if let Some(grant) = grant.as_ref().filter(|_| fresh) {
-                let reason = "the registry does not accept our credentials (401); correct them, or what they allow";
+                let reason =
+                    "the registry does not accept our credentials (401); correct them, or what they allow";
                 let failure = Failure::new(Kind::Denied, reason);
                 self.auth.refused(grant, &failure);
                 return Err(failure);
@@ -234,11 +253,16 @@ impl Registry {
             |url: Url| Outgoing { method: want.method(), headers: headers.clone(), ..Outgoing::get(url) };
         let result = link.send(outgoing(parse(&self.url(object))?), route).await;
         match result {
-            Err(failure) if failure.connecting && self.may_fall_back && !self.fallen_back.load(Ordering::Relaxed) => {
+            Err(failure)
+                if failure.connecting && self.may_fall_back && !self.fallen_back.load(Ordering::Relaxed) =>
+            {
                 self.fallen_back.store(true, Ordering::Relaxed);
                 match link.send(outgoing(parse(&self.url(object))?), route).await {
                     Ok(exchange) => {
-                        tracing::warn!(host = self.base, "no TLS there: going on with plain http, as skip_verify allows");
+                        tracing::warn!(
+                            host = self.base,
+                            "no TLS there: going on with plain http, as skip_verify allows"
+                        );
                         Ok(exchange)
                     }
                     Err(_) => {

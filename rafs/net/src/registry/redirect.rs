@@ -124,8 +124,13 @@ mod tests {
         assert_eq!(until("sig=1", &[("cache-control", "private, max-age=60")], 1000), Some(at(1050)));
         assert_eq!(until("sig=1", &[], 1000), None);
         assert_eq!(until("Expires=1008", &[], 1000), Some(at(1004)), "half of a short life");
-        for bad in ["Expires=x", "Expires=99999999999999999999", "X-Amz-Date=2013&X-Amz-Expires=1", "se=never",
-            "X-Amz-Date=20131324T000000Z&X-Amz-Expires=1"] {
+        for bad in [
+            "Expires=x",
+            "Expires=99999999999999999999",
+            "X-Amz-Date=2013&X-Amz-Expires=1",
+            "se=never",
+            "X-Amz-Date=20131324T000000Z&X-Amz-Expires=1",
+        ] {
             assert_eq!(until(bad, &[], 1000), None, "{bad}");
         }
     }

@@ -46,8 +46,9 @@ struct Answer {
 
 /// `SCHEME VALUE` as a header that is not shown.
 pub(super) fn header(scheme: &str, value: &str) -> Result<HeaderValue, Failure> {
-    let mut header = HeaderValue::try_from(format!("{scheme} {value}"))
-        .map_err(|_| Failure::new(Kind::Denied, format!("the {scheme} credentials cannot be sent in a header")))?;
+    let mut header = HeaderValue::try_from(format!("{scheme} {value}")).map_err(|_| {
+        Failure::new(Kind::Denied, format!("the {scheme} credentials cannot be sent in a header"))
+    })?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -66,7 +67,8 @@ pub(super) async fn fetch(link: &Link, asking: Asking<'_>) -> Result<Token, Fail
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
         .ok_or_else(|| Failure::wrong(format!("the registry's token service {at:?} is no URL")))?;
     if asking.secure && realm.scheme() == "http" && asking.credentials.is_some() {
-        let reason = format!("the token service {at} would get the password by plain http; `skip_verify` allows it");
+        let reason =
+            format!("the token service {at} would get the password by plain http; `skip_verify` allows it");
         return Err(Failure::new(Kind::Denied, reason));
     }
     let mut params = vec![("service", service.service.as_str())];
@@ -119,8 +121,8 @@ async fn ask(link: &Link, outgoing: Outgoing, by_get: bool) -> Result<Token, Fai
         return Err(exchange.failure());
     }
     let body = exchange.small_body(ANSWER_MAX).await?;
-    let answer: Answer =
-        serde_json::from_slice(&body).map_err(|_| Failure::wrong("the answer is not the JSON of a token service"))?;
+    let answer: Answer = serde_json::from_slice(&body)
+        .map_err(|_| Failure::wrong("the answer is not the JSON of a token service"))?;
     let secret = answer
         .token
         .or(answer.access_token)

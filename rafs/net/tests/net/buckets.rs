@@ -86,7 +86,10 @@ fn oss_signatures() {
         let store = oss(&server, region, "SK");
         assert!(fetch(&store, &blobs.id, 10..40_000).unwrap() == blobs.data[10..40_000]);
         assert_eq!(size(&store, &blobs.id).unwrap(), 50_000);
-        assert_eq!(fetch(&oss(&server, region, "wrong"), &blobs.id, 0..1).unwrap_err().class, ErrorClass::Denied);
+        assert_eq!(
+            fetch(&oss(&server, region, "wrong"), &blobs.id, 0..1).unwrap_err().class,
+            ErrorClass::Denied
+        );
     }
 }
 

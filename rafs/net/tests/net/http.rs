@@ -26,7 +26,9 @@ fn ranges_and_sizes() {
     assert_eq!(records[0].target, format!("/some/path/{}", blobs.id));
     assert_eq!(records[0].header("range"), Some("bytes=0-0"));
     assert!(records.iter().all(|r| r.header("user-agent") == Some("nydusd/1.0.0")));
-    assert!(records.iter().all(|r| r.header("x-tenant") == Some("t") && r.header("accept-encoding").is_none()));
+    assert!(
+        records.iter().all(|r| r.header("x-tenant") == Some("t") && r.header("accept-encoding").is_none())
+    );
     assert_eq!(records.last().unwrap().method, "HEAD");
 
     let error = fetch(&store, "0123", 0..1).unwrap_err();
@@ -60,7 +62,10 @@ fn every_fault_alone_is_survived() {
             match fault {
                 // Nobody but the reader can know.
                 Fault::Corrupt | Fault::Endless => drop(result.unwrap()),
-                Fault::Status(401 | 403 | 404) | Fault::OtherRange | Fault::ShortTotal | Fault::ShortLength => {
+                Fault::Status(401 | 403 | 404)
+                | Fault::OtherRange
+                | Fault::ShortTotal
+                | Fault::ShortLength => {
                     // Believed after a while: one in sixteen.
                     if let Ok(data) = result {
                         assert!(data == blobs.data[start as usize..end as usize], "{fault:?}");
@@ -307,7 +312,8 @@ fn a_proxy_that_fails_is_gone_around_only_if_that_is_allowed() {
     proxy.set(|s| s.always = Some((502, Vec::new())));
     fetch(&open, &blobs.id, 0..10).unwrap();
     assert_eq!(origin.records().len(), 1);
-    let error = begin(&closed, &blobs.id, 0..10, 1).recv_timeout(Duration::from_secs(5)).unwrap().unwrap_err();
+    let error =
+        begin(&closed, &blobs.id, 0..10, 1).recv_timeout(Duration::from_secs(5)).unwrap().unwrap_err();
     assert_eq!(error.class, ErrorClass::Transient, "{error}");
     assert_eq!(origin.records().len(), 1, "nothing went past the proxy");
 
@@ -367,7 +373,8 @@ fn a_unix_socket_that_answers_ranges_with_200() {
                 head.push(byte[0]);
             }
             heads.push(String::from_utf8(head).unwrap());
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", range.len());
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", range.len());
             stream.write_all(answer.as_bytes()).unwrap();
             if !heads.last().unwrap().starts_with("HEAD") {
                 stream.write_all(&data[range]).unwrap();

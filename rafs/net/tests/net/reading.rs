@@ -92,7 +92,11 @@ fn ten_thousand_reads_from_a_server_that_fails_every_fifth_time() {
                     match reader.read_at(&inode, offset, &mut data) {
                         Ok(n) => {
                             let from = offset as usize;
-                            assert_eq!(data[..n], expected[from..(from + data.len()).min(expected.len())], "{path}");
+                            assert_eq!(
+                                data[..n],
+                                expected[from..(from + data.len()).min(expected.len())],
+                                "{path}"
+                            );
                         }
                         Err(error) => wrong.push(format!("{path}: {error}")),
                     }
@@ -144,7 +148,8 @@ fn eight_cold_reads_take_two_round_trips() {
     server.set(|s| s.latency = Duration::from_millis(200));
     let store = registry(&server.host(), &HttpOptions::default());
     let begun = Instant::now();
-    let waiting: Vec<_> = (0..8u64).map(|n| begin(&*store, &blobs.id, n << 20..(n << 20) + 4096, 0)).collect();
+    let waiting: Vec<_> =
+        (0..8u64).map(|n| begin(&*store, &blobs.id, n << 20..(n << 20) + 4096, 0)).collect();
     for rx in waiting {
         rx.recv_timeout(Duration::from_secs(5)).unwrap().unwrap();
     }

@@ -52,7 +52,8 @@ fn tokens_as_the_reference_gets_them() {
     let seen: Vec<_> =
         server.records().iter().map(|r| (r.method.clone(), r.target.clone(), r.status)).collect();
     let get = "/token?service=svc&scope=repository%3Aa%2Fb%3Apull&client_id=nydus-registry-client";
-    let expected = [("GET", path.as_str(), 401), ("POST", "/token", 405), ("GET", get, 200), ("GET", &path, 307)];
+    let expected =
+        [("GET", path.as_str(), 401), ("POST", "/token", 405), ("GET", get, 200), ("GET", &path, 307)];
     let seen: Vec<_> = seen.iter().map(|(m, t, s)| (m.as_str(), t.as_str(), *s)).collect();
     assert_eq!(seen, expected);
     let records = server.records();
@@ -61,7 +62,10 @@ fn tokens_as_the_reference_gets_them() {
     let basic = format!("Basic {AUTH}");
     assert_eq!(records[1].header("authorization"), Some(&*basic));
     assert_eq!(records[1].header("content-type"), Some("application/x-www-form-urlencoded"));
-    assert_eq!(records[1].body, "service=svc&scope=repository%3Aa%2Fb%3Apull&client_id=nydus-registry-client");
+    assert_eq!(
+        records[1].body,
+        "service=svc&scope=repository%3Aa%2Fb%3Apull&client_id=nydus-registry-client"
+    );
     assert_eq!(records[2].header("authorization"), Some(&*basic));
     assert!(records[3].header("authorization").unwrap().starts_with("Bearer T"));
     let raw = storage.records();
@@ -123,7 +127,10 @@ fn wrong_credentials_are_refused_and_not_shown() {
             let error = fetch(&store, &blobs.id, 0..10).unwrap_err();
             assert_eq!(error.class, ErrorClass::Denied, "{error}");
             assert!(!format!("{error} {store:?} {options:?}").contains("dTp"), "{error}");
-            assert!(["(401)", "status 401", "wants a user"].iter().any(|t| error.to_string().contains(t)), "{error}");
+            assert!(
+                ["(401)", "status 401", "wants a user"].iter().any(|t| error.to_string().contains(t)),
+                "{error}"
+            );
         }
     }
     // Then they are corrected.
@@ -160,7 +167,9 @@ fn options_that_cannot_be_honoured() {
         NetStore::registry(&runtime, &options, &quick()).map(drop).unwrap_err().to_string()
     };
     assert!(refused(RegistryOptions { auth: Secret::new("no base64!"), ..at("h") }).contains("base64"));
-    assert!(refused(RegistryOptions { auth: Secret::new("bm9jb2xvbg=="), ..at("h") }).contains("user:password"));
+    assert!(
+        refused(RegistryOptions { auth: Secret::new("bm9jb2xvbg=="), ..at("h") }).contains("user:password")
+    );
     assert!(refused(at("http://h/")).contains("HOST:PORT"));
     assert!(refused(RegistryOptions { repo: "/".into(), ..at("h") }).contains("repo"));
     assert!(!refused(RegistryOptions { auth: Secret::new("c2VjcmV0"), ..at("h") }).contains("c2VjcmV0"));

@@ -48,8 +48,13 @@ pub fn begin(
     attempt: u32,
 ) -> mpsc::Receiver<Result<Vec<u8>, StoreError>> {
     let (tx, rx) = mpsc::channel();
-    let request =
-        FetchRequest { object: object.into(), range, buffer: Vec::new(), attempt, priority: Priority::Demand };
+    let request = FetchRequest {
+        object: object.into(),
+        range,
+        buffer: Vec::new(),
+        attempt,
+        priority: Priority::Demand,
+    };
     store.fetch(request, Box::new(move |result| tx.send(result).unwrap()));
     rx
 }
