@@ -10,9 +10,10 @@ FUZZ_SECONDS ?= 30
 DEMO_DIR ?=
 PEER_DIR := target/peer
 
-# Packages of Debian 12 and newer: a C compiler for zstd and libdeflate, QEMU for guests, and the unpackers of
-# kernel packages.
-PACKAGES := gcc libc6-dev ca-certificates qemu-system-x86 kmod xz-utils zstd lz4
+# Packages of Debian 12 and newer: a C compiler for zstd and libdeflate, QEMU for guests, the unpackers of kernel
+# packages, and servers that blobs come from.
+PACKAGES := gcc libc6-dev ca-certificates qemu-system-x86 kmod xz-utils zstd lz4 \
+  docker-registry apache2-utils nginx-light openssl tinyproxy
 
 .PHONY: help
 help: ## This list

@@ -50,6 +50,21 @@ impl Daemon {
         Self::start(command, dir, socket).context("starting rafsd")
     }
 
+    /// `rafsd` serving one image as the configuration file says, with further environment variables.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn rafsd_configured(bootstrap: &Path, config: &Path, vars: &[(&str, &str)]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let socket = dir.path().join("fs.sock");
+        let mut command = Command::new(binaries::ours("rafsd")?);
+        command.arg("virtiofs").arg("--sock").arg(&socket).arg("--bootstrap").arg(bootstrap);
+        command.arg("--config").arg(config).args(["--queues", "1", "--log-level", "trace"]);
+        // What the person who runs the test has logged in to is none of its business.
+        command.env("DOCKER_CONFIG", dir.path()).env_remove("IMAGE_PULL_AUTH").envs(vars.iter().copied());
+        Self::start(command, dir, socket).context("starting rafsd")
+    }
+
     /// The peer serving `shared`, or None where it is not installed.
     ///
     /// # Errors

@@ -1,14 +1,18 @@
 //! Where the bytes of blobs come from.
 //!
-//! Owns: the interface of a store, its errors, and the store that reads a local directory. Does not own: what the
-//! bytes mean, retries of damaged data, caches, threads.
+//! Owns: the interface of a store, its errors, and the stores that read local directories and disks. Stores behind a
+//! network are a crate of their own, `rafs-net`. Does not own: what the bytes mean, retries of damaged data, caches,
+//! threads.
 //!
 //! A request carries a completion instead of holding a thread: a store that waits for a network takes the request,
 //! returns, and calls the completion from wherever the answer arrives. A store that reads a disk does its work in
 //! the call, on the fetch thread that makes it.
 
+mod gpt;
+mod localdisk;
 mod localfs;
 
+pub use localdisk::LocalDisk;
 pub use localfs::{LocalFs, LocalFsOptions};
 
 use std::fmt;
@@ -49,10 +53,26 @@ pub type FetchDone = Box<dyn FnOnce(Result<Vec<u8>, StoreError>) + Send>;
 /// Called exactly once with the object's size in bytes. Returns quickly.
 pub type SizeDone = Box<dyn FnOnce(Result<u64, StoreError>) + Send>;
 
+/// Hears of a request's bytes while they arrive. Calls come one at a time and return quickly.
+pub trait FetchSink: Send {
+    /// `prefix` holds the first bytes of the range, more of them each time; those of earlier calls are unchanged.
+    /// Not called for the last piece, which comes with [`finish`](Self::finish), nor by stores that read in one go.
+    fn arrived(&mut self, prefix: &[u8]);
+
+    /// Called exactly once, as a [`FetchDone`].
+    fn finish(self: Box<Self>, result: Result<Vec<u8>, StoreError>);
+}
+
 /// A place that blobs come from.
 pub trait Store: Send + Sync + fmt::Debug {
     /// Reads a piece of an object.
     fn fetch(&self, request: FetchRequest, done: FetchDone);
+
+    /// As [`fetch`](Self::fetch), but tells of the bytes as they arrive, so that whoever needs only the first of them
+    /// need not wait for the last.
+    fn fetch_streamed(&self, request: FetchRequest, sink: Box<dyn FetchSink>) {
+        self.fetch(request, Box::new(move |result| sink.finish(result)));
+    }
 
     /// Asks for an object's size; answers [`ErrorClass::Missing`] when it is not there.
     fn size(&self, object: &str, done: SizeDone);

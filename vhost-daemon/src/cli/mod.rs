@@ -5,6 +5,7 @@
 
 mod logging;
 pub mod run;
+mod stores;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

@@ -2,15 +2,15 @@
 //!
 //! Owns: the order of things at start and stop. Does not own: any of the parts.
 
+use super::stores;
 use super::{Cli, Command, OnOff, VirtiofsArgs, logging};
-use crate::config::{Config, LocalFs};
+use crate::config::{Backend, Config, Environment, LocalFs};
 use crate::mounts::{RafsMount, RafsMountOptions};
 use crate::virtio::{Service, ServiceOptions};
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use rafs::image::Image;
 use rafs::reader::{Reader, ReaderOptions};
-use rafs::store::{LocalFs as LocalStore, LocalFsOptions};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::Path;
 use std::sync::Arc;
@@ -96,7 +96,7 @@ fn configuration(args: &VirtiofsArgs) -> anyhow::Result<Config> {
     let mut config = match (&args.config, &args.localfs_dir) {
         (Some(file), _) => Config::load(file).with_context(|| format!("--config {}", file.display()))?,
         (None, Some(dir)) => Config {
-            localfs: LocalFs { dir: Some(dir.clone()), ..LocalFs::default() },
+            backend: Backend::LocalFs(LocalFs { dir: Some(dir.clone()), ..LocalFs::default() }),
             cache_dir: Some(dir.clone()),
             verify: true,
             xattr: true,
@@ -104,6 +104,7 @@ fn configuration(args: &VirtiofsArgs) -> anyhow::Result<Config> {
         },
         (None, None) => bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?"),
     };
+    config.apply(&Environment::of_process());
     match args.verify {
         Some(OnOff::Off) => config.verify = false,
         Some(OnOff::On) => config.verify = true,
@@ -114,18 +115,20 @@ fn configuration(args: &VirtiofsArgs) -> anyhow::Result<Config> {
 
 fn mount(bootstrap: &Path, config: &Config) -> anyhow::Result<RafsMount> {
     let image = Arc::new(Image::open(bootstrap)?);
-    let LocalFs { dir, blob_file, alt_dirs } = config.localfs.clone();
-    let store = LocalStore::new(LocalFsOptions { dir, alt_dirs, blob_file })?;
+    let opened = stores::open(&config.backend)?;
     if !config.verify {
         tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
     }
     let options = ReaderOptions {
         verify: config.verify,
         cache_dir: config.cache_dir.clone(),
+        deadline: opened.deadline,
         ..ReaderOptions::default()
     };
-    let reader = Reader::new(image, Arc::new(store), options)?;
-    reader.check_blobs()?;
+    let reader = Reader::new(image, opened.store, options)?;
+    if opened.local {
+        reader.check_blobs()?;
+    }
     let options = RafsMountOptions { index: 1, xattr: config.xattr, timeout: TIMEOUT };
     Ok(RafsMount::new(reader, options))
 }

@@ -3,8 +3,13 @@
 //! Owns: recognising a text, reading it, refusing what cannot be honoured. Does not own: opening what it
 //! names. Keys nobody knows are ignored, as clients rely on.
 
+mod backend;
+mod environment;
 mod v1;
 mod v2;
+
+pub use backend::{Backend, LocalDisk, LocalFs};
+pub use environment::Environment;
 
 use std::fmt::Write as _;
 use std::io::Read;
@@ -17,7 +22,7 @@ const FILE_SIZE_MAX: u64 = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where blobs are.
-    pub localfs: LocalFs,
+    pub backend: Backend,
     /// Where cache files go; `None` keeps no cache file.
     pub cache_dir: Option<PathBuf>,
     /// Whether chunks are verified before use. Only our own `verify` key turns it off: every client's
@@ -27,20 +32,6 @@ pub struct Config {
     pub xattr: bool,
     /// What was understood but has no effect here, one sentence each.
     pub remarks: Vec<String>,
-}
-
-/// The `localfs` backend's keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-pub struct LocalFs {
-    /// Directory of blobs.
-    #[serde(default)]
-    pub dir: Option<PathBuf>,
-    /// One file that every blob id reads; wins over `dir`.
-    #[serde(default)]
-    pub blob_file: Option<PathBuf>,
-    /// Directories to look in when `dir` does not have a blob.
-    #[serde(default)]
-    pub alt_dirs: Vec<PathBuf>,
 }
 
 /// Why a configuration is not usable.
@@ -118,29 +109,6 @@ impl Config {
     }
 }
 
-impl LocalFs {
-    /// Refuses a section without any place to look in.
-    fn check(self) -> Result<Self, ConfigError> {
-        let empty = |p: &Option<PathBuf>| p.as_ref().is_none_or(|p| p.as_os_str().is_empty());
-        if empty(&self.dir) && empty(&self.blob_file) {
-            return Err(ConfigError::Invalid("backend localfs needs \"dir\" or \"blob_file\"".to_owned()));
-        }
-        Ok(self)
-    }
-}
-
-/// Refuses a backend that this version cannot read from.
-fn refuse_backend(kind: &str) -> ConfigError {
-    let sentence = match kind {
-        "registry" | "oss" | "s3" | "http-proxy" | "localdisk" => format!(
-            "backend \"{kind}\" needs network and disk stores, which this version does not have yet; \
-             use \"localfs\""
-        ),
-        other => format!("unknown backend type \"{other}\"; this version knows \"localfs\""),
-    };
-    ConfigError::Invalid(sentence)
-}
-
 /// Where a cache section puts its files.
 fn cache_dir(kind: &str, work_dir: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
     match kind {
@@ -192,7 +160,7 @@ mod tests {
 
     fn expected() -> Config {
         Config {
-            localfs: LocalFs { dir: Some("/blobs".into()), ..LocalFs::default() },
+            backend: Backend::LocalFs(LocalFs { dir: Some("/blobs".into()), ..LocalFs::default() }),
             cache_dir: Some("/cache".into()),
             verify: true,
             xattr: true,
@@ -210,6 +178,35 @@ mod tests {
     }
 
     #[test]
+    fn registries_in_both_versions() {
+        let v1 = r#"{"device": {"backend": {"type": "registry", "config": {"host": "h:5000", "repo": "a/b", "scheme": "http"}}},
+            "mode": "direct"}"#;
+        let v2 = "version = 2\n[backend]\ntype = \"registry\"\n[backend.registry]\nhost = \"h:5000\"\nrepo = \"a/b\"\n\
+            scheme = \"http\"\n";
+        let Backend::Registry(registry, http) = Config::parse(v1).unwrap().backend else { panic!() };
+        assert_eq!((registry.host.as_str(), registry.repo.as_str()), ("h:5000", "a/b"));
+        assert_eq!(Config::parse(v2).unwrap().backend, Backend::Registry(registry, http));
+        let socket = "version = 2\nbackend = {type = \"http-proxy\", http-proxy = {addr = \"/x.sock\"}}\n";
+        assert!(matches!(Config::parse(socket).unwrap().backend, Backend::HttpProxy(..)));
+    }
+
+    #[test]
+    fn samples_are_understood_and_have_no_remarks() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let mut read = 0;
+        for file in std::fs::read_dir(dir).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.ends_with(".v1.json") || name.ends_with(".v2.toml") {
+                let config = Config::load(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+                assert_eq!(config.remarks, Vec::<String>::new(), "{name}");
+                read += 1;
+            }
+        }
+        assert!(read >= 8, "{read}");
+    }
+
+    #[test]
     fn verification_stays_on_unless_our_own_key_says_off() {
         assert!(Config::parse(&V1.replace("direct", "cached")).unwrap().verify);
         assert!(!Config::parse(&V1.replace(r#""mode""#, r#""verify": "off", "mode""#)).unwrap().verify);
@@ -219,7 +216,8 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_with_a_sentence() {
         for (text, part) in [
-            (V1.replace("localfs", "registry"), "network and disk stores"),
+            (V1.replace("localfs", "registry"), "backend registry"),
+            (V2.replace("type = \"localfs\"", "type = \"s3\""), "[backend.s3]"),
             (V1.replace("localfs", "ftp"), "unknown backend type"),
             (V1.replace("/blobs", ""), "needs \"dir\""),
             (V1.replace("/cache", ""), "work_dir"),

@@ -1,6 +1,6 @@
 //! V1: the JSON that runtime clients send (config.md section 2).
 
-use super::{Config, ConfigError, LocalFs, cache_dir, prefetch_remark, refuse_backend, verify};
+use super::{Config, ConfigError, backend, cache_dir, prefetch_remark, verify};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -58,15 +58,11 @@ impl File {
         if !matches!(self.mode.as_str(), "direct" | "cached") {
             return Err(ConfigError::Invalid(format!("mode is \"{}\"; use \"direct\"", self.mode)));
         }
-        if self.device.backend.kind != "localfs" {
-            return Err(refuse_backend(&self.device.backend.kind));
-        }
-        let localfs: LocalFs = serde_json::from_value(self.device.backend.config)
-            .map_err(|e| ConfigError::Invalid(format!("backend localfs: {e}")))?;
         let mut remarks = Vec::new();
+        let backend = backend::parse(&self.device.backend.kind, &self.device.backend.config, &mut remarks)?;
         prefetch_remark(self.fs_prefetch.enable, &mut remarks);
         Ok(Config {
-            localfs: localfs.check()?,
+            backend,
             cache_dir: cache_dir(&self.device.cache.kind, self.device.cache.config.work_dir)?,
             verify: verify(self.verify.as_deref())?,
             xattr: self.enable_xattr,

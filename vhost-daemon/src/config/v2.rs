@@ -1,7 +1,9 @@
 //! V2: TOML or JSON with a `version` key (config.md section 3).
 
-use super::{Config, ConfigError, LocalFs, cache_dir, prefetch_remark, refuse_backend, verify};
+use super::{Config, ConfigError, backend, cache_dir, prefetch_remark, verify};
 use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// A V2 file.
@@ -22,8 +24,9 @@ pub(super) struct File {
 struct Backend {
     #[serde(rename = "type")]
     kind: String,
-    #[serde(default)]
-    localfs: LocalFs,
+    /// A section for each type that somebody wrote down; the one of `kind` counts.
+    #[serde(flatten)]
+    sections: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,13 +76,20 @@ impl File {
         let Some(backend) = self.backend else {
             return Err(ConfigError::Invalid("no [backend]: say where blobs are".to_owned()));
         };
-        if backend.kind != "localfs" {
-            return Err(refuse_backend(&backend.kind));
-        }
         let mut remarks = Vec::new();
+        let kind = backend.kind.as_str();
+        let section = backend.sections.get(kind).or_else(|| backend.sections.get(&kind.replace('-', "_")));
+        // An unknown type is said to be unknown rather than without its section.
+        let section = section.cloned().or_else(|| (!backend::is_known(kind)).then_some(Value::Null));
+        let Some(section) = section else {
+            return Err(ConfigError::Invalid(format!(
+                "backend \"{kind}\" needs its section [backend.{kind}]"
+            )));
+        };
+        let backend = backend::parse(kind, &section, &mut remarks)?;
         prefetch_remark(self.rafs.prefetch.enable || self.cache.prefetch.enable, &mut remarks);
         Ok(Config {
-            localfs: backend.localfs.check()?,
+            backend,
             cache_dir: cache_dir(&self.cache.kind, self.cache.filecache.work_dir)?,
             verify: verify(self.rafs.verify.as_deref())?,
             xattr: self.rafs.enable_xattr,

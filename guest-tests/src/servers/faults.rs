@@ -1,0 +1,61 @@
+//! Ways in which a server of blobs goes wrong.
+
+use crate::support::random::Random;
+
+/// One way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An error status.
+    Status(u16),
+    /// The connection is reset before an answer.
+    Reset,
+    /// The connection is closed in the middle of the body.
+    Truncate,
+    /// Bytes of the body are changed.
+    Corrupt,
+    /// Nothing comes for a while, then the connection closes.
+    Stall,
+    /// Content-Range speaks of other bytes than were asked for.
+    OtherRange,
+    /// Content-Length is smaller than the range.
+    ShortLength,
+    /// The object is said to be shorter than it is.
+    ShortTotal,
+    /// 206 and an endless chunked body.
+    Endless,
+    /// The whole object with 200.
+    IgnoreRange,
+    /// A head that is no HTTP.
+    Garbage,
+}
+
+impl Fault {
+    /// One of each.
+    pub const ALL: [Self; 17] = [
+        Self::Status(401),
+        Self::Status(403),
+        Self::Status(404),
+        Self::Status(429),
+        Self::Status(500),
+        Self::Status(502),
+        Self::Status(503),
+        Self::Reset,
+        Self::Truncate,
+        Self::Corrupt,
+        Self::Stall,
+        Self::OtherRange,
+        Self::ShortLength,
+        Self::ShortTotal,
+        Self::Endless,
+        Self::IgnoreRange,
+        Self::Garbage,
+    ];
+
+    /// A fault for a share of requests.
+    pub(super) fn draw(faults: &[Self], percent: u64, random: &mut Random) -> Option<Self> {
+        if faults.is_empty() || random.below(100) >= percent {
+            return None;
+        }
+        Some(*random.pick(faults))
+    }
+}

@@ -1,0 +1,158 @@
+//! Token requests (config.md section 7.3). Answers come from a server: bounded and checked.
+
+use super::challenge::TokenService;
+use super::docker_config::Credentials;
+use crate::Secret;
+use crate::endpoint::escape;
+use crate::failure::{Failure, Kind};
+use crate::link::{Link, Outgoing, Route};
+use crate::urls::without_secrets;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, Url};
+use serde::Deserialize;
+use std::time::Duration;
+
+const CLIENT_ID: &str = "nydus-registry-client";
+/// Largest answer, bytes.
+const ANSWER_MAX: usize = 1 << 20;
+/// Life of a token whose answer does not say.
+const LIFE_DEFAULT: u64 = 600;
+/// No token is trusted for longer.
+const LIFE_MAX: u64 = 24 * 60 * 60;
+
+/// A token.
+pub(super) struct Token {
+    pub secret: Secret,
+    pub life: Duration,
+    /// This service wants GET.
+    pub post_fails: bool,
+}
+
+/// How to ask for one.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub service: &'a TokenService,
+    pub credentials: Option<&'a Credentials>,
+    pub secure: bool,
+    pub post_fails: bool,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<serde_json::Number>,
+}
+
+/// `SCHEME VALUE` as a header that is not shown.
+pub(super) fn header(scheme: &str, value: &str) -> Result<HeaderValue, Failure> {
+    let mut header = HeaderValue::try_from(format!("{scheme} {value}")).map_err(|_| {
+        Failure::new(Kind::Denied, format!("the {scheme} credentials cannot be sent in a header"))
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// The header for user and password.
+pub(super) fn basic(auth: &Secret) -> Result<HeaderValue, Failure> {
+    header("Basic", auth.expose())
+}
+
+/// Asks by POST, then by GET.
+pub(super) async fn fetch(link: &Link, asking: Asking<'_>) -> Result<Token, Failure> {
+    let service = asking.service;
+    let at = without_secrets(&service.realm);
+    let realm = Url::parse(&service.realm)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| Failure::wrong(format!("the registry's token service {at:?} is no URL")))?;
+    if asking.secure && realm.scheme() == "http" && asking.credentials.is_some() {
+        let reason =
+            format!("the token service {at} would get the password by plain http; `skip_verify` allows it");
+        return Err(Failure::new(Kind::Denied, reason));
+    }
+    let mut params = vec![("service", service.service.as_str())];
+    params.extend(service.scope.as_deref().map(|scope| ("scope", scope)));
+    params.push(("client_id", CLIENT_ID));
+
+    if let Some(Credentials::Identity(refresh)) = asking.credentials {
+        params.push(("grant_type", "refresh_token"));
+        params.push(("refresh_token", refresh.expose()));
+        return ask(link, post(realm, &params, None)?, false).await.map_err(|f| explain(f, &at));
+    }
+    let auth = match asking.credentials {
+        Some(Credentials::Basic(auth)) => Some(basic(auth)?),
+        _ => None,
+    };
+    if !asking.post_fails {
+        match ask(link, post(realm.clone(), &params, auth.as_ref())?, false).await {
+            // A service that was not reached would not be by GET either.
+            Err(failure) if failure.kind != Kind::Transient => {}
+            result => return result.map_err(|f| explain(f, &at)),
+        }
+    }
+    let mut url = realm;
+    let query = form(&params);
+    let query = url.query().map_or_else(|| query.clone(), |old| format!("{old}&{query}"));
+    url.set_query(Some(&query));
+    let mut outgoing = Outgoing::get(url);
+    outgoing.headers.extend(auth.map(|auth| (AUTHORIZATION, auth)));
+    ask(link, outgoing, true).await.map_err(|f| explain(f, &at))
+}
+
+fn explain(failure: Failure, at: &str) -> Failure {
+    Failure { reason: format!("no token from {at}: {}", failure.reason), ..failure }
+}
+
+fn post(url: Url, params: &[(&str, &str)], auth: Option<&HeaderValue>) -> Result<Outgoing, Failure> {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    headers.extend(auth.map(|auth| (AUTHORIZATION, auth.clone())));
+    Ok(Outgoing { method: Method::POST, url, headers, body: Some(form(params)) })
+}
+
+fn form(params: &[(&str, &str)]) -> String {
+    params.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect::<Vec<_>>().join("&")
+}
+
+async fn ask(link: &Link, outgoing: Outgoing, by_get: bool) -> Result<Token, Failure> {
+    let exchange = link.send(outgoing, Route::NoProxy).await?;
+    if !exchange.status().is_success() {
+        return Err(exchange.failure());
+    }
+    let body = exchange.small_body(ANSWER_MAX).await?;
+    let answer: Answer = serde_json::from_slice(&body)
+        .map_err(|_| Failure::wrong("the answer is not the JSON of a token service"))?;
+    let secret = answer
+        .token
+        .or(answer.access_token)
+        .and_then(|text| Secret::new(&text))
+        .ok_or_else(|| Failure::wrong("the answer has no token"))?;
+    let life = match answer.expires_in {
+        None => LIFE_DEFAULT,
+        // Negative or absurd: used at once, and asked for again soon.
+        Some(seconds) => seconds.as_u64().unwrap_or(1).clamp(1, LIFE_MAX),
+    };
+    Ok(Token { secret, life: Duration::from_secs(life), post_fails: by_get })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_are_escaped() {
+        assert_eq!(
+            form(&[("service", "a b&c"), ("scope", "repository:a/b:pull")]),
+            "service=a%20b%26c&scope=repository%3Aa%2Fb%3Apull"
+        );
+    }
+
+    #[test]
+    fn headers_do_not_show() {
+        let value = header("Bearer", "s3cr3t").unwrap();
+        assert_eq!(value, "Bearer s3cr3t");
+        assert!(!format!("{value:?}").contains("s3cr3t"));
+        header("Bearer", "a\nb").unwrap_err();
+    }
+}
