@@ -8,6 +8,7 @@
 //! * `layer`: existing images as input: parents, dictionaries, layers to [`merge`].
 //! * `write`: v5 and v6 bootstraps.
 //! * `blobs`: data of existing images, read back: [`verify`].
+//! * `unpack`: images back to tar archives: [`unpack`].
 //! * [`build`](create): the steps from a source to an image.
 //! * [`cmd`]: the `rafs-image` command line; thin.
 //!
@@ -27,6 +28,7 @@ mod progress;
 mod secret;
 mod source;
 mod tree;
+mod unpack;
 mod write;
 
 pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
@@ -36,3 +38,4 @@ pub use layer::{MergeOptions, MergeReport, OwnBlob, merge};
 pub use options::{ChunkSize, ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
 pub use prefetch::Patterns;
 pub use progress::Progress;
+pub use unpack::{UnpackError, UnpackOptions, unpack};

@@ -15,6 +15,7 @@ mod merge;
 mod prefetch;
 mod progress;
 mod size;
+mod unpack;
 mod version;
 
 use crate::error::BuildError;
@@ -60,6 +61,8 @@ enum Command {
     Merge(Box<merge::MergeArgs>),
     /// Check an image: all of its metadata, and its data when the blobs are given
     Check(check::CheckArgs),
+    /// Write an image as a tar archive
+    Unpack(unpack::UnpackArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
     /// Write manual pages into a directory
@@ -93,6 +96,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Create(args) => create::run(&args, &bar),
         Command::Merge(args) => merge::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Unpack(args) => unpack::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     })
