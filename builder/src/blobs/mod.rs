@@ -3,6 +3,7 @@
 //! Owns: finding a blob's files in a directory, its chunk table, reading and decoding units, what a chunk must
 //! match. Does not own: what chunks are read for. No cache: whoever uses this reads each unit once.
 
+mod copy;
 mod error;
 mod files;
 mod object;

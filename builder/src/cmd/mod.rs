@@ -8,7 +8,9 @@
 mod check;
 mod chunk_dict;
 mod create;
+mod export;
 mod generate;
+mod inspect;
 mod json;
 mod logging;
 mod merge;
@@ -61,6 +63,10 @@ enum Command {
     Merge(Box<merge::MergeArgs>),
     /// Check an image: all of its metadata, and its data when the blobs are given
     Check(check::CheckArgs),
+    /// Look around in an image
+    Inspect(inspect::InspectArgs),
+    /// Write a v6 image as one disk image
+    Export(export::ExportArgs),
     /// Write an image as a tar archive
     Unpack(unpack::UnpackArgs),
     /// Print a completion script for a shell
@@ -96,6 +102,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Create(args) => create::run(&args, &bar),
         Command::Merge(args) => merge::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Unpack(args) => unpack::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
