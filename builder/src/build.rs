@@ -29,6 +29,8 @@ pub enum SourceKind {
     Directory(PathBuf),
     /// A tar archive in a file, FIFO or character device; plain, gzip or zstd.
     Tar(PathBuf),
+    /// A tar archive, plain or gzip, whose data stays in it (v6). The blob is a small one with chunk metadata.
+    TarReference(PathBuf),
     /// A plain tar archive whose data is read in place (v6). No blob is written.
     Tarfs(PathBuf),
 }
@@ -106,6 +108,9 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     }
     if let SourceKind::Tarfs(path) = &options.source {
         return crate::build_tarfs::create(options, path, progress);
+    }
+    if let SourceKind::TarReference(path) = &options.source {
+        return crate::build_ref::create(options, path, progress);
     }
     let image = &options.image;
     image.check()?;
@@ -237,7 +242,7 @@ fn open_source(
             let (source, tree) = DirectorySource::open(path, &image, progress.clone())?;
             Ok((Box::new(source), tree))
         }
-        SourceKind::Tar(path) | SourceKind::Tarfs(path) => {
+        SourceKind::Tar(path) | SourceKind::TarReference(path) | SourceKind::Tarfs(path) => {
             let (source, tree) = TarSource::open(path, &image, progress.clone())?;
             Ok((Box::new(source), tree))
         }

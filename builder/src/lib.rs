@@ -17,6 +17,7 @@
 
 mod blobs;
 mod build;
+mod build_ref;
 mod build_tarfs;
 pub mod cmd;
 mod error;

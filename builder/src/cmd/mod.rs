@@ -168,7 +168,16 @@ mod tests {
             assert!(help.contains(flag.as_str()), "{flag}");
         }
         assert!(flags.len() > 15);
-        for kind in ["directory", "dir-rafs", "tar-rafs", "targz-rafs", "estargz-rafs", "tar-tarfs"] {
+        for kind in [
+            "directory",
+            "dir-rafs",
+            "tar-rafs",
+            "targz-rafs",
+            "estargz-rafs",
+            "targz-ref",
+            "estargz-ref",
+            "tar-tarfs",
+        ] {
             assert!(help.contains(kind), "{kind}");
         }
     }

@@ -78,6 +78,11 @@ impl<R: Read> Entries<R> {
         &self.input
     }
 
+    /// The input, to ask it for positions; nothing must be read from it.
+    pub(crate) fn get_mut(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// The input, to read what follows the archive.
     pub(crate) fn into_inner(self) -> R {
         self.input
