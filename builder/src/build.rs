@@ -156,6 +156,10 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     let mut own = own_blob(options, &packed, &chunks, key, &mut blob, &mut tail)?;
     let mut blobs = blob_table(parent_blobs, &packed, &dictionary_blobs, own.as_ref());
     if bootstrap.is_none() {
+        if own.is_none() {
+            // An empty section, so that the file does not begin like a bootstrap that stands alone.
+            tail.end_data(&mut blob, 0)?;
+        }
         let model = model(image, &tree, &order, &chunks, &packed, &blobs);
         tail.bootstrap(&mut blob, |sink| model.write(sink))?;
     }

@@ -83,6 +83,10 @@ pub(crate) fn create(
     };
     let has_blob = own.is_some() || bootstrap.is_none();
     if bootstrap.is_none() {
+        if own.is_none() {
+            // An empty section, so that the file does not begin like a bootstrap that stands alone.
+            tail.end_data(&mut blob, 0)?;
+        }
         tail.bootstrap(&mut blob, |sink| model(own.as_slice(), sink))?;
     }
     let (toc_size, toc_digest) = if has_blob { tail.finish(&mut blob)? } else { (0, [0; 32]) };
