@@ -61,9 +61,11 @@ test: deps ## All checks: lint, tests, a short run of each fuzz target
 	done; exit $$status
 
 .PHONY: bench
-bench: ## Compare with virtiofsd, end to end through virtqueues (make bench-peer first)
+bench: deps bench-peer ## Cost of a request, rafsd beside virtiofsd end to end, and how create uses two cores
+	$(CARGO) bench -q -p rafsd --bench server
 	$(CARGO) build --release -q -p rafsd -p rafs-builder -p guest-tests
 	target/release/bench-virtio
+	target/release/bench-create
 
 .PHONY: bench-peer
 bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
@@ -77,6 +79,10 @@ bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
 	fi
 	[ -x $(PEER_DIR)/bin/virtiofsd ] || CARGO_TARGET_DIR=$(PEER_DIR)/build \
 	  $(CARGO) install virtiofsd --version 1.14.0 --locked --root $(PEER_DIR)
+
+.PHONY: test-peer
+test-peer: deps bench-peer ## The test tools themselves against virtiofsd
+	$(CARGO) test -p guest-tests --test frontend_peer --test guest_peer -- --ignored
 
 .PHONY: clean
 clean: ## Remove all build output and the cached guest

@@ -4,7 +4,9 @@
 //! real Linux guest under QEMU, and the processes that tests start. Owns no product code: nothing
 //! here is linked into `rafsd` or `rafs-image`, which are tested as the binaries users run.
 
+pub mod bench;
 pub mod frontend;
 pub mod guest;
+pub mod hostile;
 pub mod support;
 pub mod tree;

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
-use std::path::Path;
 use std::sync::OnceLock;
 
 use guest_tests::guest::{Ending, GuestImage, Vm, VmOptions};
@@ -29,11 +28,10 @@ fn source() -> &'static Source {
     })
 }
 
-fn serve(version: u32, cache: &Path) -> (Image, Daemon) {
+fn serve(version: u32) -> (Image, Daemon) {
     let chunk = ["--chunk-size", "0x20000"];
     let image = Image::build(source().dir.path(), version, &chunk).unwrap();
-    let daemon =
-        Daemon::rafsd(&image.bootstrap, &image.blobs, 2, &["--cache-dir", cache.to_str().unwrap()]).unwrap();
+    let daemon = Daemon::rafsd(&image.bootstrap, &image.blobs, 2, &[]).unwrap();
     (image, daemon)
 }
 
@@ -52,8 +50,7 @@ fn assert_same(output: &str, what: &str) {
 }
 
 fn shows_the_tree(version: u32) {
-    let cache = tempfile::tempdir().unwrap();
-    let (_image, daemon) = serve(version, cache.path());
+    let (_image, daemon) = serve(version);
     // 1 MiB reads straight past the page cache's readahead come from a queue with room for 256 pages.
     let ending = run(&daemon, "treewalk /mnt 1048576", &VmOptions::default());
     assert_eq!(ending.status, 0, "{}", ending.text());
@@ -73,8 +70,7 @@ fn v6_tree_in_a_guest() {
 /// Every way to write fails, with EROFS on a read-only mount and without one too, and changes nothing.
 #[test]
 fn writes_are_refused() {
-    let cache = tempfile::tempdir().unwrap();
-    let (_image, daemon) = serve(6, cache.path());
+    let (_image, daemon) = serve(6);
     let script = r#"
         mkdir /tmp/m
         for options in ro rw; do
@@ -107,8 +103,7 @@ fn writes_are_refused() {
 /// Direct reads of 1 MiB are one request each on a queue of 1024, and are right on one of 128 as well.
 #[test]
 fn large_reads_on_both_queue_sizes() {
-    let cache = tempfile::tempdir().unwrap();
-    let (_image, daemon) = serve(6, cache.path());
+    let (_image, daemon) = serve(6);
     let name = format!("/mnt/sizes/f{}", 0x2_0000 * 5 + 4097);
     let want = &source().tree[name.trim_start_matches("/mnt").as_bytes()];
     for queue_size in [1024, 128] {
@@ -124,8 +119,7 @@ fn large_reads_on_both_queue_sizes() {
 /// The reset button (a second INIT without DESTROY), many mounts, a clean end, and a second machine: one daemon.
 #[test]
 fn reset_remounts_and_a_second_machine() {
-    let cache = tempfile::tempdir().unwrap();
-    let (_image, mut daemon) = serve(5, cache.path());
+    let (_image, mut daemon) = serve(5);
     let image = GuestImage::get().unwrap();
     let options = VmOptions { mount: Some(String::new()), ..VmOptions::default() };
     let script = r#"

@@ -6,10 +6,10 @@
 //! * [`ids`]: the numbers that must not be mixed up, as types of their own.
 //! * [`codec`]: compress, decompress, digest, decipher one unit of data.
 //! * [`image`]: opens and validates a bootstrap, and shows v5 and v6 as one read-only tree.
-//! * `blob`: what is known of the chunks inside one blob, and how to get one chunk's plain bytes.
-//! * `store`: where the bytes of blobs come from.
-//! * `cache`: which chunks are here already, and getting those that are not.
-//! * `reader`: (image, cache, store) to the bytes of a file: "ready now" or "will be ready".
+//! * [`blob`]: what is known of the chunks inside one blob, and how to get one chunk's plain bytes.
+//! * [`store`]: where the bytes of blobs come from.
+//! * [`cache`]: which chunks are here already, and getting those that are not.
+//! * [`reader`]: (image, cache, store) to the bytes of a file: "ready now" or "will be ready".
 //!
 //! What does not: anything about FUSE, virtio, HTTP APIs or command lines. A module never names one that
 //! stands below it in this list.

@@ -289,7 +289,9 @@ fn a_file_and_its_bytes_open_alike() {
         let name = path.display().to_string();
         let mapped = open(&path);
         let owned = Image::from_bytes(std::fs::read(&path).unwrap(), &name).unwrap();
+        let given = Image::from_file(&std::fs::File::open(&path).unwrap(), &name).unwrap();
         assert_eq!(mapped.blobs(), owned.blobs());
+        assert_eq!(mapped.blobs(), given.blobs());
         assert_eq!(mapped.check().unwrap(), owned.check().unwrap());
         assert_eq!(mapped.prefetch_list(), owned.prefetch_list());
         let prefetched: &[&str] =

@@ -149,7 +149,7 @@ impl<'a> OpenBlob<'a> {
                     let size = object.size().map_err(BlobDataError::io(&info.id, "stat", &path))?;
                     let bytes = read_range(object.as_ref(), 0..size, size)
                         .map_err(BlobDataError::io(&info.id, "read", &path))?;
-                    self.table = Some(blob::parse_cached_table(info, bytes)?);
+                    self.table = Some(blob::parse_table(info, bytes)?);
                 }
                 (path, Err(e)) if !legacy => return Err(BlobDataError::io(&info.id, "open", &path)(e)),
                 _ => self.table = Some(ChunkTable::from_records(info, image.chunk_table())?),
@@ -179,7 +179,7 @@ impl<'a> OpenBlob<'a> {
             "read the chunk info table of",
             &path,
         ))?;
-        self.table = Some(blob::parse_stored_table(info, &table)?);
+        self.table = Some(blob::parse_table(info, blob::plain_table(info, &table)?)?);
         if info.features.contains(BlobFeatures::HAS_TOC)
             && let Some(tail) = blob::toc_tail_range(size, info.toc_size)
         {

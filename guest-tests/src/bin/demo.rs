@@ -64,10 +64,7 @@ fn main() -> Result<()> {
         start.elapsed()
     );
 
-    let cache = scratch.path().join("cache");
-    std::fs::create_dir(&cache)?;
-    let cache_arg = cache.display().to_string();
-    let daemon = Daemon::rafsd(&image.bootstrap, &image.blobs, 1, &["--cache-dir", &cache_arg])?;
+    let daemon = Daemon::rafsd(&image.bootstrap, &image.blobs, 1, &[])?;
     println!("serving: rafsd (pid {}) on {}", daemon.process.id(), daemon.socket.display());
 
     let start = Instant::now();

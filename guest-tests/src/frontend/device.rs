@@ -116,13 +116,7 @@ impl Device {
             | protocol::CONFIGURE_MEM_SLOTS;
         control.set_u64(code::SET_PROTOCOL_FEATURES, offered_protocol & wanted)?;
         control.reply_ack = offered_protocol & protocol::REPLY_ACK != 0;
-        let mut features = F_VERSION_1 | F_PROTOCOL;
-        if options.indirect {
-            features |= F_INDIRECT;
-        }
-        if options.event_idx {
-            features |= F_EVENT_IDX;
-        }
+        let features = features(options);
         if offered & features != features {
             return Err(FrontendError::Protocol(format!("{features:#x} wanted, {offered:#x} offered")));
         }
@@ -196,6 +190,14 @@ impl Device {
         }
         Ok(())
     }
+}
+
+/// The virtio features that a guest with these options acknowledges.
+#[must_use]
+pub fn features(options: &Options) -> u64 {
+    let indirect = if options.indirect { F_INDIRECT } else { 0 };
+    let event_idx = if options.event_idx { F_EVENT_IDX } else { 0 };
+    F_VERSION_1 | F_PROTOCOL | indirect | event_idx
 }
 
 /// Tells the daemon all about one ring and enables it; it takes requests from index `base` on.

@@ -3,7 +3,7 @@
 //! From the bottom up: [`memory`] is the guest's RAM, [`control`] the vhost-user socket, [`ring`] one
 //! split virtqueue, [`device`] a negotiated connection with all its rings, [`session`] FUSE requests in
 //! flight over those rings, [`client`] one typed method per FUSE operation and [`walk`] a walker that
-//! reads a whole tree with many requests in flight. [`hostile`] misbehaves on purpose.
+//! reads a whole tree with many requests in flight. Misbehaving on purpose is [`crate::hostile`]'s work.
 //!
 //! Everything runs on the caller's thread; waiting is bounded by the deadline given to
 //! [`device::Options::timeout`].

@@ -82,6 +82,7 @@ pub struct Ring {
     avail_idx: u16,
     published: u16,
     last_used: u16,
+    scratch: Vec<u8>,
 }
 
 impl Ring {
@@ -119,6 +120,7 @@ impl Ring {
             avail_idx: 0,
             published: 0,
             last_used: 0,
+            scratch: Vec::new(),
         };
         mem.fill(desc, 16 * entries, 0)?;
         mem.fill(avail, 6 + 2 * entries, 0)?;
@@ -147,12 +149,13 @@ impl Ring {
         let head = self.free_head;
         let last = segments.len() - 1;
         if let Some(table) = table {
-            let mut bytes = Vec::with_capacity(16 * segments.len());
+            let bytes = &mut self.scratch;
+            bytes.clear();
             for (i, s) in segments.iter().enumerate() {
                 let next = u16::try_from(i + 1).map_err(|_| FrontendError::RingFull(self.index))?;
                 bytes.extend_from_slice(&segment_descriptor(s, i != last, next).bytes());
             }
-            mem.write(table, &bytes)?;
+            mem.write(table, bytes)?;
             let len = u32::try_from(bytes.len()).map_err(|_| FrontendError::RingFull(self.index))?;
             let d = Descriptor { addr: table, len, flags: INDIRECT, next: 0 };
             mem.write(self.desc + 16 * u64::from(head), &d.bytes())?;
@@ -287,6 +290,21 @@ impl Ring {
         }
         self.free_head = head;
         Ok(Some((head, len)))
+    }
+
+    /// Takes the next used entry as it is, id and length, without asking whether such a request exists.
+    ///
+    /// # Errors
+    /// Only for a ring that lies outside memory.
+    pub fn raw_pop(&mut self, mem: &GuestMemory) -> Result<Option<(u32, u32)>> {
+        if self.raw_used_ahead(mem)? == 0 {
+            return Ok(None);
+        }
+        let mut entry = [0; 8];
+        mem.read(self.used + 4 + 8 * u64::from(self.last_used % self.size), &mut entry)?;
+        self.last_used = self.last_used.wrapping_add(1);
+        let [a, b, c, d, len @ ..] = entry;
+        Ok(Some((u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(len))))
     }
 
     /// How far the device's used index is ahead of what was taken; reads nothing else.

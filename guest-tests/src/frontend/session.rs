@@ -74,6 +74,8 @@ pub struct Session {
     next_unique: u64,
     stash: VecDeque<Completion>,
     segments: Vec<Segment>,
+    /// Kept between requests, which then cost no allocation.
+    scratch: Vec<u8>,
 }
 
 impl Session {
@@ -81,7 +83,21 @@ impl Session {
     #[must_use]
     pub fn new(device: Device) -> Self {
         let pending = device.rings.iter().map(|r| (0..r.size).map(|_| None).collect()).collect();
-        Self { device, pending, in_flight: 0, next_unique: 2, stash: VecDeque::new(), segments: Vec::new() }
+        Self {
+            device,
+            pending,
+            in_flight: 0,
+            next_unique: 2,
+            stash: VecDeque::new(),
+            segments: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The unique id that the next request will have.
+    #[must_use]
+    pub fn next_unique(&self) -> u64 {
+        self.next_unique
     }
 
     /// Requests not yet answered.
@@ -105,9 +121,13 @@ impl Session {
     ) -> Result<u64> {
         let unique = self.next_unique;
         let len = u32::try_from(IN_HEADER + body.len()).map_err(|e| FrontendError::Memory(e.to_string()))?;
-        let mut message = in_header(len, opcode, unique, node).to_vec();
+        let mut message = std::mem::take(&mut self.scratch);
+        message.clear();
+        message.extend_from_slice(&in_header(len, opcode, unique, node));
         message.extend_from_slice(body);
-        self.submit_bytes(ring, opcode, &message, room)
+        let submitted = self.submit_bytes(ring, opcode, &message, room);
+        self.scratch = message;
+        submitted
     }
 
     /// Queues `message` as it is, header included, under the unique id that [`Session::submit`] would use

@@ -124,7 +124,7 @@ fn describe(seen: Seen) -> Result<TreeEntry> {
         mtime_ns: attr.mtime_ns,
         nlink: attr.nlink.into(),
         xattrs: seen.xattrs,
-        size: (kind == Kind::Reg).then_some(attr.size),
+        size: (kind != Kind::Dir).then_some(attr.size),
         sha256: seen.sha256,
         target: seen.target,
         rdev: matches!(kind, Kind::Char | Kind::Block).then_some(attr.rdev),

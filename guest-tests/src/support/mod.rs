@@ -5,3 +5,4 @@ pub mod daemon;
 pub mod image;
 pub mod process;
 pub mod random;
+pub mod served;

@@ -76,7 +76,7 @@ pub struct TreeEntry {
     pub nlink: u64,
     /// Extended attributes.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Bytes; regular files only.
+    /// Bytes; None for directories, whose size says nothing.
     pub size: Option<u64>,
     /// Digest of the content in hex; regular files only.
     pub sha256: Option<String>,

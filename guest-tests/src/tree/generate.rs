@@ -252,6 +252,7 @@ impl Generator<'_> {
                 7 => 0,
                 8 => 1,
                 9 => 0x1_2345_6789,
+                10 => -86_401,
                 _ => 1_500_000_000 + i64::try_from(self.random.below(1 << 27))?,
             };
             let time = Timespec { tv_sec, tv_nsec: i64::try_from(self.random.below(1_000_000_000))? };

@@ -70,7 +70,7 @@ fn describe_one(path: &Path, read_size: usize, without_xattrs: &[&str]) -> Resul
         mtime_ns: st.stx_mtime.tv_nsec,
         nlink: st.stx_nlink.into(),
         xattrs: xattrs(path, without_xattrs)?,
-        size: regular.then_some(st.stx_size),
+        size: (kind != Kind::Dir).then_some(st.stx_size),
         sha256,
         target,
         rdev: matches!(kind, Kind::Char | Kind::Block).then_some(rdev),

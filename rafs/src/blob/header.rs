@@ -55,54 +55,47 @@ pub fn cached_table_len(info: &BlobInfo) -> Result<u64, BlobError> {
         .ok_or_else(|| corrupt(info, "table size overflows".into()))
 }
 
-/// Builds the table from what [`stored_table_range`] covers.
+/// Turns what [`stored_table_range`] covers into the form of an `ID.blob.meta` file: decrypted, decompressed, padded.
 ///
 /// # Errors
-/// The bytes are not those, do not decode, or contradict the image.
-pub fn parse_stored_table(info: &BlobInfo, bytes: &[u8]) -> Result<ChunkTable, BlobError> {
+/// The bytes are not those, or do not decode.
+pub fn plain_table(info: &BlobInfo, bytes: &[u8]) -> Result<Vec<u8>, BlobError> {
     let place = location(info)?;
-    let at = usize::try_from(place.compressed_size).map_err(|_| corrupt(info, "table too large".into()))?;
+    let too_large = |_| corrupt(info, "table too large".into());
+    let at = usize::try_from(place.compressed_size).map_err(too_large)?;
     let (Some(stored), Some(header)) = (bytes.get(..at), bytes.get(at..)) else {
         return Err(corrupt(info, format!("{} bytes read, table needs {at} and a header", bytes.len())));
     };
-    let cipher = info.cipher.as_ref().map(Cipher::new);
-    let decrypt = |bytes: &[u8]| -> Result<Vec<u8>, BlobError> {
-        let mut bytes = bytes.to_vec();
-        if let Some(cipher) = &cipher {
-            cipher.decrypt(&mut bytes).map_err(|e| corrupt(info, e.to_string()))?;
+    let (mut stored, mut header) = (stored.to_vec(), header.to_vec());
+    if let Some(key) = &info.cipher {
+        let cipher = Cipher::new(key);
+        for part in [&mut stored, &mut header] {
+            cipher.decrypt(part).map_err(|e| corrupt(info, e.to_string()))?;
         }
-        Ok(bytes)
-    };
-    let header = decrypt(header)?;
-    let header = check_header(info, &place, &header)?;
-    let stored = decrypt(stored)?;
-    let plain_len =
-        usize::try_from(place.uncompressed_size).map_err(|_| corrupt(info, "table too large".into()))?;
-    // A raw table that was encrypted can be recognised by its length alone (blob.md section 12).
-    let plain = if stored.len() == plain_len && place.compressor == codec::Compressor::None {
-        stored
-    } else {
-        let mut plain = vec![0; plain_len];
-        codec::decompress(place.compressor, &stored, &mut plain).map_err(|e| corrupt(info, e.to_string()))?;
-        plain
-    };
-    ChunkTable::parse(info, plain, &header)
+    }
+    check_header(info, &place, &header)?;
+    let len = usize::try_from(place.uncompressed_size).map_err(too_large)?;
+    let mut plain = vec![0; len];
+    codec::decompress(place.compressor, &stored, &mut plain).map_err(|e| corrupt(info, e.to_string()))?;
+    let whole = usize::try_from(cached_table_len(info)?).map_err(too_large)?;
+    plain.resize(whole.saturating_sub(header.len()), 0);
+    plain.extend_from_slice(&header);
+    Ok(plain)
 }
 
-/// Builds the table from an `ID.blob.meta` file.
+/// Builds the table from the contents of an `ID.blob.meta` file.
 ///
 /// # Errors
-/// As [`parse_stored_table`].
-pub fn parse_cached_table(info: &BlobInfo, mut bytes: Vec<u8>) -> Result<ChunkTable, BlobError> {
+/// The bytes are no such file, or contradict the image or themselves.
+pub fn parse_table(info: &BlobInfo, mut bytes: Vec<u8>) -> Result<ChunkTable, BlobError> {
     let place = location(info)?;
     let len = cached_table_len(info)?;
-    let table = usize::try_from(place.uncompressed_size).map_err(|_| corrupt(info, "too large".into()))?;
-    let header_at =
-        usize::try_from(len.saturating_sub(HEADER_SIZE)).map_err(|_| corrupt(info, "too large".into()))?;
-    let Some(header) = bytes.get(header_at..) else {
+    if u64::try_from(bytes.len()) != Ok(len) {
         return Err(corrupt(info, format!("{} bytes instead of {len}", bytes.len())));
-    };
-    let header = check_header(info, &place, header)?;
+    }
+    let header_at = bytes.len().saturating_sub(size_of::<ChunkInfoHeader>());
+    let header = check_header(info, &place, bytes.get(header_at..).unwrap_or_default())?;
+    let table = usize::try_from(place.uncompressed_size).map_err(|_| corrupt(info, "too large".into()))?;
     bytes.truncate(table);
     ChunkTable::parse(info, bytes, &header)
 }

@@ -13,7 +13,7 @@ mod unit;
 
 pub use digests::{DigestIndex, Expected};
 pub use header::{
-    cached_table_len, data_size, is_legacy_stargz, parse_cached_table, parse_stored_table, stored_table_range,
+    cached_table_len, data_size, is_legacy_stargz, parse_table, plain_table, stored_table_range,
 };
 pub use table::{ChunkEntry, ChunkTable, Place};
 pub use toc::{Toc, TocItem, toc_tail_range};

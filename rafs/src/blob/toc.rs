@@ -128,3 +128,64 @@ fn section_size(header: &TarHeader, name: &str) -> Result<u64, &'static str> {
     }
     Ok(octal(&header.size))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tail of a corpus blob that has a table of contents, and the size of that blob.
+    fn tail() -> (Vec<u8>, u64) {
+        let blobs = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-tests/corpus/interop/v6-blob-toc/blobs");
+        let path = std::fs::read_dir(blobs).unwrap().next().unwrap().unwrap().path();
+        let bytes = std::fs::read(path).unwrap();
+        let size = bytes.len() as u64;
+        let range = toc_tail_range(size, 0).unwrap();
+        (bytes[usize::try_from(range.start).unwrap()..].to_vec(), size)
+    }
+
+    #[test]
+    fn finds_the_sections_of_a_reference_blob() {
+        let (tail, size) = tail();
+        let toc = Toc::parse("b", &tail, size, &[0; 32]).unwrap();
+        let names: Vec<&str> = toc.items().iter().map(|item| item.name.as_str()).collect();
+        assert_eq!(names, ["image.blob", "blob.meta", "blob.meta.header", "blob.digest"]);
+        assert_eq!(toc.find("image.blob").unwrap().range.start, 0);
+        assert_eq!(toc.find("blob.meta.header").unwrap().uncompressed_size, 4096);
+        assert!(toc.find("image.boot").is_none());
+        let whole = &tail[tail.len() - 512 - 4 * 128..];
+        for digest in [whole, &whole[..4 * 128]].map(|bytes| codec::digest(Digester::Sha256, bytes)) {
+            Toc::parse("b", &tail, size, &digest).unwrap();
+        }
+        Toc::parse("b", &tail, size, &[1; 32]).unwrap_err();
+        assert!(Toc::parse("b", &tail, 1000, &[0; 32]).is_err(), "sections behind the end");
+    }
+
+    #[test]
+    fn damaged_tails_are_errors_or_in_bounds() {
+        let (tail, size) = tail();
+        for len in 0..tail.len() {
+            assert!(Toc::parse("b", &tail[..len], size, &[0; 32]).is_err(), "{len}");
+        }
+        for at in tail.len() - 512 - 4 * 128..tail.len() {
+            let mut bad = tail.clone();
+            bad[at] ^= 0x15;
+            if let Ok(toc) = Toc::parse("b", &bad, size, &[0; 32]) {
+                assert!(
+                    toc.items()
+                        .iter()
+                        .all(|item| item.range.start <= item.range.end && item.range.end <= size)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn tail_ranges() {
+        assert_eq!(toc_tail_range(10_000, 1024), Some(8976..10_000));
+        assert_eq!(toc_tail_range(100_000, 0), Some(95_904..100_000));
+        assert_eq!(toc_tail_range(1000, 0), Some(104..1000));
+        for (file, known) in [(0, 0), (512, 0), (1000, 1024), (u64::MAX, 2 << 20), (10_000, 512)] {
+            assert_eq!(toc_tail_range(file, known), None, "{file} {known}");
+        }
+    }
+}

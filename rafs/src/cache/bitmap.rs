@@ -52,6 +52,13 @@ impl AtomicBitmap {
         }
     }
 
+    /// Clears all bits.
+    pub fn clear_all(&self) {
+        for word in &self.words {
+            word.store(0, Ordering::Release);
+        }
+    }
+
     /// Number of bits set.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -78,5 +85,7 @@ mod tests {
         assert_eq!(bits.count(), 4);
         bits.clear(63);
         assert!(!bits.get(63) && bits.get(64));
+        bits.clear_all();
+        assert_eq!(bits.count(), 0);
     }
 }

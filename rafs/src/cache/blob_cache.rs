@@ -192,6 +192,17 @@ impl BlobCache {
         }
     }
 
+    /// The data file turned out to be shorter than it was: somebody else cut it. All that was verified may be gone,
+    /// and must not look like zeros once the file grows again.
+    pub fn reject_all(&self) {
+        self.ready.clear_all();
+        if self.writable
+            && let Err(error) = self.data.set_len(self.len)
+        {
+            tracing::warn!(%error, file = %self.path, "cut cache file keeps its length");
+        }
+    }
+
     /// Keeps verified chunks: writes them to the data file, then says so in the map, then makes them ready.
     /// `Ok(false)`: the cache is not taking any now (it is read-only, or its disk is full).
     ///

@@ -15,6 +15,8 @@ use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -70,14 +72,21 @@ pub struct ChunkMap {
     writable: bool,
     bits_len: u64,
     chunk_count: u32,
+    /// Keeps the threads of this process apart: `flock` only keeps open files apart.
+    threads: Mutex<()>,
+    /// Somebody kept the lock for too long the last time: do not wait so long again.
+    stuck: AtomicBool,
 }
 
-/// Releases a lock when dropped. `None`: the lock could not be had.
-struct Locked<'a>(Option<&'a File>);
+/// Releases a lock when dropped. Without a file the lock between processes could not be had.
+struct Locked<'a> {
+    file: Option<&'a File>,
+    _threads: MutexGuard<'a, ()>,
+}
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        if let Some(file) = self.0 {
+        if let Some(file) = self.file {
             let _ = rustix::fs::flock(file, FlockOperation::Unlock);
         }
     }
@@ -93,7 +102,15 @@ impl ChunkMap {
         let name = format!("{blob_id}.chunk_map");
         let (file, writable) = dir.open_file(&name, true)?;
         let bits_len = u64::from(chunk_count).div_ceil(8).next_multiple_of(HEADER_SPACE);
-        let map = Self { file, path: dir.path_of(&name), writable, bits_len, chunk_count };
+        let map = Self {
+            file,
+            path: dir.path_of(&name),
+            writable,
+            bits_len,
+            chunk_count,
+            threads: Mutex::new(()),
+            stuck: AtomicBool::new(false),
+        };
         let mut header = Header {
             magic: MAGIC,
             version: U32::new(VERSION),
@@ -157,13 +174,17 @@ impl ChunkMap {
     }
 
     fn lock(&self) -> Locked<'_> {
-        for _ in 0..LOCK_TRIES {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let tries = if self.stuck.load(Ordering::Relaxed) { 1 } else { LOCK_TRIES };
+        for _ in 0..tries {
             if rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                return Locked(Some(&self.file));
+                self.stuck.store(false, Ordering::Relaxed);
+                return Locked { file: Some(&self.file), _threads: threads };
             }
             std::thread::sleep(LOCK_PAUSE);
         }
-        Locked(None)
+        self.stuck.store(true, Ordering::Relaxed);
+        Locked { file: None, _threads: threads }
     }
 
     /// Whether the map can be written.
@@ -329,6 +350,22 @@ mod tests {
         }
         std::fs::write(&path, &good).unwrap();
         assert_eq!(ChunkMap::open(&dir, "blob", 51).unwrap().1, MapOrigin::New);
+    }
+
+    #[test]
+    fn threads_and_open_files_lose_no_bits() {
+        let (_tmp, dir) = dir();
+        let maps = [0, 1].map(|_| ChunkMap::open(&dir, "blob", 64).unwrap().0);
+        for _ in 0..50 {
+            std::thread::scope(|scope| {
+                for chunk in 0..8u32 {
+                    let map = &maps[chunk as usize % 2];
+                    scope.spawn(move || map.set_live(&[chunk, 63 - chunk]).unwrap());
+                }
+            });
+            assert_eq!(bits(&maps[0]).len(), 16);
+            (0..64).for_each(|chunk| maps[1].clear(chunk).unwrap());
+        }
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The directory of cache files, held as a descriptor.
 
 use super::CacheError;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A cache directory and the boot it is used in.
@@ -72,6 +72,27 @@ impl CacheDir {
         Ok((File::from(fd), writable))
     }
 
+    /// Puts a complete file under `name`, in place of what was there: nobody ever sees a part of it.
+    ///
+    /// # Errors
+    /// It cannot be written, or the file system knows no unnamed files.
+    pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), CacheError> {
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let fd =
+            rustix::fs::openat(&self.fd, ".", flags, mode).map_err(|e| self.error(name, "make it", e))?;
+        let mut file = File::from(fd);
+        let path = self.path_of(name);
+        file.write_all(bytes).map_err(|source| CacheError::File { path, action: "write to it", source })?;
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let link = || rustix::fs::linkat(CWD, &unnamed, &self.fd, name, AtFlags::SYMLINK_FOLLOW);
+        match link() {
+            Err(Errno::EXIST) => rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()).and_then(|()| link()),
+            other => other,
+        }
+        .map_err(|e| self.error(name, "name it", e))
+    }
+
     fn error(&self, name: &str, action: &'static str, errno: Errno) -> CacheError {
         CacheError::File { path: self.path_of(name), action, source: errno.into() }
     }
@@ -100,6 +121,11 @@ mod tests {
         for name in ["link", "dir"] {
             assert!(matches!(dir.open_file(name, true), Err(CacheError::NotRegular { .. })), "{name}");
         }
+        for contents in ["first", "second"] {
+            dir.write_file("whole", contents.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(tmp.path().join("a/b/whole")).unwrap(), contents);
+        }
+        dir.write_file("dir", b"").unwrap_err();
         dir.open_file("absent", false).unwrap_err();
         std::fs::write(tmp.path().join("file"), b"").unwrap();
         CacheDir::open(&tmp.path().join("file")).unwrap_err();

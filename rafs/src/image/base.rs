@@ -164,12 +164,24 @@ pub(crate) fn kind_of_mode(mode: u32) -> Option<FileKind> {
     })
 }
 
+/// A slash in each byte.
+const SLASHES: u64 = u64::from_ne_bytes([b'/'; 8]);
+
+/// Not 0 exactly when one of the bytes of `word` is 0.
+#[inline]
+fn zero_bytes(word: u64) -> u64 {
+    word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080
+}
+
 /// Whether a stored name may be listed: no NUL, no slash. The FUSE client refuses a listing with such a name,
 /// and tools would follow it out of the tree.
 #[inline]
 pub(crate) fn name_is_sound(name: &[u8]) -> bool {
-    // No early end, so that the loop is vectorised.
-    let bad = name.iter().fold(false, |bad, b| bad | (*b == 0) | (*b == b'/'));
+    // Eight bytes at a time: names are listed by the thousand, and a byte loop was a third of the cost.
+    let (words, rest) = name.as_chunks::<8>();
+    let words = words.iter().map(|w| u64::from_ne_bytes(*w));
+    let bad = words.fold(0, |bad, w| bad | zero_bytes(w) | zero_bytes(w ^ SLASHES)) != 0
+        || rest.iter().any(|b| *b == 0 || *b == b'/');
     !name.is_empty() && (!bad || name == CHUNK_DICT_NAME)
 }
 
@@ -234,8 +246,17 @@ mod tests {
 
     #[test]
     fn names() {
-        for good in [&b"a"[..], b"..", b"\xff", b"/chunkdict"] {
+        for good in
+            [&b"a"[..], b"..", b"\xff", b"/chunkdict", b"0123456.", b"\x01\x80\x2e\x30\xaf\xff\x81\x01"]
+        {
             assert!(name_is_sound(good), "{good:?}");
+        }
+        for bad in *b"/\0" {
+            for position in 0..20 {
+                let mut name = vec![b'a'; 20];
+                name[position] = bad;
+                assert!(!name_is_sound(&name), "{name:?}");
+            }
         }
         for bad in [&b""[..], b"/", b"a/b", b"a\0", b"/chunkdict/x"] {
             assert!(!name_is_sound(bad), "{bad:?}");

@@ -165,8 +165,17 @@ impl<'a> Walk<'a> {
                 }
             }
             if dots {
+                if entry.kind != FileKind::Directory {
+                    return Err(Problem::Kind { entry: entry.kind, inode: FileKind::Directory });
+                }
                 self.current = None;
                 continue;
+            }
+            if let Tree::V5(tree) = &self.image.tree {
+                let (first, _) = tree.child_slots(&frame.inode);
+                // Children start at position 2 of a listing, and the cookie is that of the next position.
+                let slot = u64::from(first).saturating_add(entry.next_cookie.saturating_sub(3));
+                tree.check_slot(&self.image.base, u32::try_from(slot).unwrap_or(u32::MAX))?;
             }
             let inode = self.image.inode(entry.number)?;
             if inode.kind != entry.kind {

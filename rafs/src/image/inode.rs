@@ -47,11 +47,11 @@ pub struct Inode {
     pub mtime_sec: i64,
     /// Modification time, nanoseconds, below 1,000,000,000.
     pub mtime_nsec: u32,
-    /// Version-private position: where the contents (children, target, chunk list) are.
+    /// Where the contents are; what exactly the private fields mean is said in `v5/inode.rs` and `v6/inode.rs`.
     pub(crate) content: u64,
-    /// Version-private: where the xattrs are; 0 for none.
+    /// Where the xattrs are; 0 for none.
     pub(crate) xattr: u64,
-    /// Version-private extra: v5 number of chunk records, v6 format and start block.
+    /// What else is needed to read the contents.
     pub(crate) extra: u64,
 }
 
@@ -60,7 +60,8 @@ pub struct Inode {
 pub struct DirEntry<'a> {
     /// Inode number it names.
     pub number: InodeNumber,
-    /// Name, raw bytes, at most 255; `.` and `..` included in listings.
+    /// Name, raw bytes, never empty, without NUL or slash (but for `/chunkdict`, build-rules.md section 7); at
+    /// most 255 bytes, 256 in odd v5 images. `.` and `..` are included in listings.
     pub name: &'a [u8],
     /// File type.
     pub kind: FileKind,

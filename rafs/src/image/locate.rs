@@ -52,42 +52,60 @@ pub(crate) struct Located {
     pub(crate) inlined: bool,
 }
 
-/// Finds the bootstrap in the file `path`.
+/// Opens the file `path` and finds the bootstrap in it.
 ///
 /// # Errors
 /// [`ImageError`] of every kind.
-pub(crate) fn in_file(path: &Path) -> Result<Located, ImageError> {
-    let name = || path.display().to_string();
-    let io = |action| move |source| ImageError::Io { name: path.display().to_string(), action, source };
-    let file = File::open(path).map_err(io("open"))?;
+pub(crate) fn at_path(path: &Path) -> Result<Located, ImageError> {
+    let name = path.display().to_string();
+    let io = |source| ImageError::Io { name: name.clone(), action: "open", source };
+    // Looked at first: opening a fifo would wait for a writer.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(io(not_a_file()));
+    }
+    in_file(&File::open(path).map_err(io)?, &name)
+}
+
+fn not_a_file() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")
+}
+
+/// Finds the bootstrap in an open file called `name`.
+///
+/// # Errors
+/// [`ImageError`] of every kind.
+pub(crate) fn in_file(file: &File, name: &str) -> Result<Located, ImageError> {
+    let io = |action| move |source| ImageError::Io { name: name.to_owned(), action, source };
+    let invalid = |defect| ImageError::Invalid { name: name.to_owned(), defect };
     let meta = file.metadata().map_err(io("read"))?;
     if !meta.is_file() {
-        return Err(io("open")(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+        return Err(io("open")(not_a_file()));
     }
     let size = meta.len();
-    let head = read(&file, 0, size.min(HEAD_SIZE)).map_err(io("read"))?;
-    if let Some(version) = detect(&head).map_err(|defect| ImageError::Invalid { name: name(), defect })? {
-        let bytes = Bytes::map(&file, 0, size).map_err(io("map"))?;
+    let head = read(file, 0, size.min(HEAD_SIZE)).map_err(io("read"))?;
+    if let Some(version) = detect(&head).map_err(invalid)? {
+        let bytes = Bytes::map(file, 0, size).map_err(io("map"))?;
         return Ok(Located { bytes, version, inlined: false });
     }
-    let not_rafs = || ImageError::NotRafs { name: name(), size };
-    let part = inlined(size, |offset, len| read(&file, offset, len).map_err(io("read")), &name)?
-        .ok_or_else(not_rafs)?;
+    let fetch = |offset, len| read(file, offset, len).map_err(io("read"));
+    let part =
+        inlined(size, fetch, name)?.ok_or_else(|| ImageError::NotRafs { name: name.to_owned(), size })?;
     let bytes = match part {
         Part::Raw { offset, size, digest } => {
-            let bytes = Bytes::map(&file, offset, size).map_err(io("map"))?;
+            let bytes = Bytes::map(file, offset, size).map_err(io("map"))?;
             if let Some(digest) = digest {
-                verify(bytes.as_slice(), &digest)
-                    .map_err(|d| ImageError::Invalid { name: name(), defect: d })?;
+                verify(bytes.as_slice(), &digest).map_err(invalid)?;
             }
             bytes
         }
         Part::Unpacked(bytes) => Bytes::Owned(bytes),
     };
-    let version =
-        detect(bytes.as_slice()).map_err(|defect| ImageError::Invalid { name: name(), defect })?.ok_or_else(
-            || ImageError::Invalid { name: name(), defect: Defect::Inlined("it has no superblock") },
-        )?;
+    unwrapped(bytes).map_err(invalid)
+}
+
+/// A bootstrap that lay inside a blob.
+fn unwrapped(bytes: Bytes) -> Result<Located, Defect> {
+    let version = detect(bytes.as_slice())?.ok_or(Defect::Inlined("it has no superblock"))?;
     Ok(Located { bytes, version, inlined: true })
 }
 
@@ -106,8 +124,8 @@ pub(crate) fn in_bytes(bytes: Vec<u8>, name: &str) -> Result<Located, ImageError
             .map(<[u8]>::to_vec)
             .ok_or_else(|| invalid(Defect::Inlined("its position is outside the file")))
     };
-    let part = inlined(size, fetch, &|| name.to_owned())?
-        .ok_or_else(|| ImageError::NotRafs { name: name.to_owned(), size })?;
+    let part =
+        inlined(size, fetch, name)?.ok_or_else(|| ImageError::NotRafs { name: name.to_owned(), size })?;
     let bytes = match part {
         Part::Raw { offset, size, digest } => {
             let part = fetch(offset, size)?;
@@ -118,9 +136,7 @@ pub(crate) fn in_bytes(bytes: Vec<u8>, name: &str) -> Result<Located, ImageError
         }
         Part::Unpacked(bytes) => bytes,
     };
-    let version =
-        detect(&bytes).map_err(invalid)?.ok_or_else(|| invalid(Defect::Inlined("it has no superblock")))?;
-    Ok(Located { bytes: Bytes::Owned(bytes), version, inlined: true })
+    unwrapped(Bytes::Owned(bytes)).map_err(invalid)
 }
 
 fn read(file: &File, offset: u64, len: u64) -> std::io::Result<Vec<u8>> {
@@ -166,9 +182,9 @@ enum Part {
 fn inlined(
     size: u64,
     fetch: impl Fn(u64, u64) -> Result<Vec<u8>, ImageError>,
-    name: &dyn Fn() -> String,
+    name: &str,
 ) -> Result<Option<Part>, ImageError> {
-    let invalid = |what| ImageError::Invalid { name: name(), defect: Defect::Inlined(what) };
+    let invalid = |what| ImageError::Invalid { name: name.to_owned(), defect: Defect::Inlined(what) };
     let header_size = TAR_HEADER_SIZE as u64;
     let Some(data_end) = size.checked_sub(header_size) else { return Ok(None) };
     let Some(header) = parse_tar_header(&fetch(data_end, header_size)?) else { return Ok(None) };
@@ -209,7 +225,8 @@ fn inlined(
             if bytes.len() != capacity {
                 return Err(invalid("its zstd frame does not unpack to the size in the table of contents"));
             }
-            verify(&bytes, &entry.digest).map_err(|defect| ImageError::Invalid { name: name(), defect })?;
+            verify(&bytes, &entry.digest)
+                .map_err(|defect| ImageError::Invalid { name: name.to_owned(), defect })?;
             Ok(Some(Part::Unpacked(bytes)))
         }
         _ => Err(invalid("its compressor in the table of contents is neither none nor zstd")),

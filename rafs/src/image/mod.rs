@@ -34,6 +34,7 @@ use crate::layout::chunk::ChunkRecord;
 use base::{Base, Origin};
 use iter::{ChunksOf, DirEntriesOf, XattrsOf};
 use locate::Located;
+use std::fs::File;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -61,7 +62,15 @@ impl Image {
     /// [`ImageError`]: one line that names the file and what is wrong with it.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        Self::build(locate::in_file(path)?, &path.display().to_string(), &file_name)
+        Self::build(locate::at_path(path)?, &path.display().to_string(), &file_name)
+    }
+
+    /// [`Image::open`] for a file that is open already, whose path or name is `name`.
+    ///
+    /// # Errors
+    /// [`ImageError`] of every kind.
+    pub fn from_file(file: &File, name: &str) -> Result<Self, ImageError> {
+        Self::build(locate::in_file(file, name)?, name, last_component(name))
     }
 
     /// Opens a bootstrap in memory: `bytes` is what a file called `name` would hold. All the checks of
@@ -70,8 +79,7 @@ impl Image {
     /// # Errors
     /// [`ImageError`] of every kind but `Io`.
     pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self, ImageError> {
-        let file_name = name.rsplit('/').next().unwrap_or(name);
-        Self::build(locate::in_bytes(bytes, name)?, name, file_name)
+        Self::build(locate::in_bytes(bytes, name)?, name, last_component(name))
     }
 
     fn build(found: Located, name: &str, file_name: &str) -> Result<Self, ImageError> {
@@ -308,6 +316,11 @@ impl Image {
             Tree::V6(tree) => tree.prefetch_list(&self.base),
         }
     }
+}
+
+/// What blob ids may come from: the file name without its directories.
+fn last_component(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
 }
 
 #[inline]

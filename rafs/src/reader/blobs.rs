@@ -3,8 +3,10 @@
 use super::{ReadError, request::Piece};
 use crate::blob::{BlobError, ChunkTable, Member, Unit, UnitId};
 use crate::cache::{AtomicBitmap, BlobCache, CacheDir};
+use crate::codec::Digest;
 use crate::ids::{BlobIndex, ChunkIndex};
 use crate::image::{BlobInfo, ChunkRef, Image};
+use crate::layout::DIGEST_SIZE;
 use crate::layout::blob::BlobFeatures;
 use crate::store::{ErrorClass, Store, StoreError};
 use std::fs::File;
@@ -23,6 +25,8 @@ pub(super) struct BlobState {
     source: Mutex<SourceState>,
     /// The first table, for positions of raw chunks in the blob file.
     table: OnceLock<Arc<ChunkTable>>,
+    /// The blob's own chunk digests, one behind the other, where the image has none.
+    digests: OnceLock<Vec<u8>>,
     /// A chunk info table from the cache directory has been found wanting.
     pub distrust_cached_table: AtomicBool,
 }
@@ -110,8 +114,25 @@ impl BlobState {
             opening: Mutex::new(()),
             source: Mutex::new(SourceState::Idle),
             table: OnceLock::new(),
+            digests: OnceLock::new(),
             distrust_cached_table: AtomicBool::new(false),
         }
+    }
+
+    /// Keeps the blob's own chunk digests.
+    pub fn set_digests(&self, digests: Vec<u8>) {
+        let _ = self.digests.set(digests);
+    }
+
+    /// Whether the blob's own digests have been loaded.
+    pub fn has_digests(&self) -> bool {
+        self.digests.get().is_some()
+    }
+
+    /// The blob's own digest of a chunk.
+    pub fn digest(&self, chunk: ChunkIndex) -> Option<Digest> {
+        let start = chunk.as_usize().checked_mul(DIGEST_SIZE)?;
+        self.digests.get()?.get(start..)?.first_chunk().copied()
     }
 
     pub fn source(&self) -> MutexGuard<'_, SourceState> {
@@ -242,16 +263,17 @@ impl Access {
         }
     }
 
-    /// A ready chunk could not be read from the file: it is not ready any more. False for files that are not ours,
-    /// where nothing better can be had.
+    /// A ready chunk could not be read from the file. True: it is not ready any more, and can be fetched. False for files
+    /// that are not ours, where nothing better can be had.
     pub fn unready(&self, number: u32) -> bool {
         match &self.kind {
             Kind::Cache(cache) => {
+                cache.reject_all();
                 cache.reject(number);
                 true
             }
             Kind::Raw { ready, .. } => {
-                ready.clear(number);
+                ready.clear_all();
                 true
             }
             Kind::Tar { .. } | Kind::Memory => false,

@@ -40,7 +40,7 @@ pub(super) enum Job {
     /// Decode and deliver a unit.
     Decode { loaded: Arc<Loaded>, planned: Planned },
     /// A chunk info table has arrived, or not.
-    Table(super::tables::Arrival),
+    Table(Box<super::tables::Arrival>),
     /// See whether a blob is there, and load its chunk info table.
     Warm(BlobIndex),
     /// Bring the `durable` bitmaps up to date.
@@ -236,7 +236,7 @@ impl Core {
             Job::Start(group) => self.start(group),
             Job::Answered(group, result) => self.answered(group, result),
             Job::Decode { loaded, planned } => self.decode(&loaded, planned),
-            Job::Table(arrival) => self.table_arrived(arrival),
+            Job::Table(arrival) => self.table_arrived(*arrival),
             Job::Warm(blob) => self.warm(blob),
             Job::Sync => self.sync(),
         }
@@ -427,8 +427,17 @@ impl Core {
                 }
                 Ok(Expected::of_record(info.digester, record))
             }
-            None => Ok(member.and_then(|m| m.crc32c).map_or(Expected::Nothing, Expected::Crc32c)),
+            None => {
+                let own = self.blob(info.index)?.0.digest(index);
+                let crc = || member.and_then(|m| m.crc32c).map_or(Expected::Nothing, Expected::Crc32c);
+                Ok(own.map_or_else(crc, |digest| Expected::Digest(info.digester, digest)))
+            }
         }
+    }
+
+    /// v6: whether the chunk table says anything about a blob.
+    pub fn has_records(&self, info: &BlobInfo) -> bool {
+        self.image.chunk_table().iter().any(|r| r.blob_index.get() == info.index.0)
     }
 
     /// v6: the chunk table's record of a chunk.

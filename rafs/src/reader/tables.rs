@@ -4,10 +4,13 @@
 use super::ReadError;
 use super::blobs::{BlobState, Source, plain_file_name, table_file_name};
 use super::core::{Core, Job};
-use crate::blob::{self, BlobError, ChunkTable};
+use crate::blob::{self, BlobError, ChunkTable, Toc};
+use crate::codec::{self, Digest, Digester};
 use crate::ids::BlobIndex;
 use crate::image::{BlobInfo, ChunkRef, FsVersion, MetaBlob};
+use crate::layout::DIGEST_SIZE;
 use crate::layout::blob::BlobFeatures;
+use crate::layout::toc::NAME_DIGEST;
 use crate::store::{ErrorClass, FetchRequest, Priority, StoreError};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -20,6 +23,10 @@ enum Way {
     Stored { attempt: u32 },
     /// As `ID.blob.meta`, after the first way failed so.
     Shipped(ReadError),
+    /// Not the table, which is here, but the blob's table of contents, from the tail of a file of this size.
+    Contents(ChunkTable, u64),
+    /// Not the table, which is here, but the digests of its chunks, and their own digest.
+    Digests(ChunkTable, Digest),
 }
 
 /// A table, or why there is none.
@@ -27,6 +34,14 @@ pub(super) struct Arrival {
     blob: BlobIndex,
     way: Way,
     result: Result<Vec<u8>, StoreError>,
+}
+
+/// The object that holds a blob's chunk info, and its table of contents.
+fn table_object(info: &BlobInfo) -> Arc<str> {
+    match &info.meta_blob {
+        Some(MetaBlob::Named { id, .. } | MetaBlob::BootstrapFile { id }) => id.as_str().into(),
+        None => info.id.as_str().into(),
+    }
 }
 
 impl Core {
@@ -64,7 +79,7 @@ impl Core {
         }
         let mut bytes = vec![0; usize::try_from(len).ok()?];
         file.read_exact_at(&mut bytes, 0).ok()?;
-        match blob::parse_cached_table(info, bytes) {
+        match blob::parse_table(info, bytes) {
             Ok(table) => Some(table),
             Err(error) => {
                 tracing::warn!(%error, file = %dir.path_of(&name), "cached chunk info not used");
@@ -80,10 +95,7 @@ impl Core {
             let error = BlobError::Unsupported { blob: info.id.clone(), why };
             return self.ask_for_shipped_table(blob, info, error.into());
         }
-        let object: Arc<str> = match &info.meta_blob {
-            Some(MetaBlob::Named { id, .. } | MetaBlob::BootstrapFile { id }) => id.as_str().into(),
-            None => info.id.as_str().into(),
-        };
+        let object = table_object(info);
         match blob::stored_table_range(info) {
             Ok(range) => self.ask(blob, way, object, range, attempt),
             Err(error) => self.ask_for_shipped_table(blob, info, error.into()),
@@ -100,7 +112,7 @@ impl Core {
     fn ask(self: &Arc<Self>, blob: BlobIndex, way: Way, object: Arc<str>, range: Range<u64>, attempt: u32) {
         let request = FetchRequest { object, range, buffer: Vec::new(), attempt, priority: Priority::Demand };
         let core = Arc::clone(self);
-        let done = move |result| core.push(Job::Table(Arrival { blob, way, result }));
+        let done = move |result| core.push(Job::Table(Box::new(Arrival { blob, way, result })));
         self.store.fetch(request, Box::new(done));
     }
 
@@ -111,14 +123,10 @@ impl Core {
         match way {
             Way::Stored { attempt } => {
                 let transient = result.as_ref().is_err_and(|e| e.class == ErrorClass::Transient);
-                let parsed = result
-                    .map_err(ReadError::from)
-                    .and_then(|bytes| blob::parse_stored_table(info, &bytes).map_err(ReadError::from));
+                let parsed =
+                    result.map_err(ReadError::from).and_then(|bytes| Ok(self.parse_and_keep(info, &bytes)?));
                 match parsed {
-                    Ok(table) => {
-                        self.keep_table(info, &table);
-                        self.source_found(state, Source::Table(Arc::new(table)));
-                    }
+                    Ok(table) => self.table_found(state, info, table),
                     Err(error) if attempt == 0 && (transient || matches!(error, ReadError::Blob(_))) => {
                         self.ask_for_table(blob, info, 1);
                     }
@@ -128,13 +136,68 @@ impl Core {
             Way::Shipped(first) => {
                 let parsed = result
                     .map_err(ReadError::from)
-                    .and_then(|bytes| blob::parse_cached_table(info, bytes).map_err(ReadError::from));
+                    .and_then(|bytes| blob::parse_table(info, bytes).map_err(ReadError::from));
                 match parsed {
                     Ok(table) => self.shipped_table_found(blob, table),
                     Err(_) => self.no_table(blob, info, first),
                 }
             }
+            Way::Contents(table, file_size) => {
+                let item = result.map_err(ReadError::from).and_then(|tail| {
+                    let toc = Toc::parse(&info.id, &tail, file_size, &info.toc_digest)?;
+                    Ok(toc.find(NAME_DIGEST).cloned())
+                });
+                let wanted = u64::from(table.chunk_count()).saturating_mul(DIGEST_SIZE as u64);
+                match item {
+                    Ok(Some(item)) if item.range.end - item.range.start == wanted => {
+                        let object = table_object(info);
+                        self.ask(blob, Way::Digests(table, item.digest), object, item.range, 0);
+                    }
+                    other => {
+                        tracing::warn!(blob = %info.id, error = ?other.err(), "no chunk digests in the blob");
+                        self.source_found(state, Source::Table(Arc::new(table)));
+                    }
+                }
+            }
+            Way::Digests(table, digest) => {
+                match result {
+                    Ok(bytes) if codec::digest(Digester::Sha256, &bytes) == digest => {
+                        state.set_digests(bytes)
+                    }
+                    other => {
+                        tracing::warn!(blob = %info.id, error = ?other.err(), "chunk digests of the blob not used");
+                    }
+                }
+                self.source_found(state, Source::Table(Arc::new(table)));
+            }
         }
+    }
+
+    /// The table is there. Blobs that the image has no digests for may carry some of their own.
+    fn table_found(self: &Arc<Self>, state: &BlobState, info: &BlobInfo, table: ChunkTable) {
+        let wanted = self.options.verify
+            && info.features.contains(BlobFeatures::INLINED_CHUNK_DIGEST)
+            && !state.has_digests()
+            && !self.has_records(info);
+        if !wanted {
+            return self.source_found(state, Source::Table(Arc::new(table)));
+        }
+        let (core, blob) = (Arc::clone(self), state.index);
+        let object = table_object(info);
+        let tail_of = Arc::clone(&object);
+        let known_size = info.toc_size;
+        let size_known = move |size: Result<u64, StoreError>| {
+            let size = size.unwrap_or(0);
+            match blob::toc_tail_range(size, known_size) {
+                Some(range) => core.ask(blob, Way::Contents(table, size), tail_of, range, 0),
+                None => {
+                    if let Ok((state, _)) = core.blob(blob) {
+                        core.source_found(state, Source::Table(Arc::new(table)));
+                    }
+                }
+            }
+        };
+        self.store.size(&object, Box::new(size_known));
     }
 
     /// The table is there; is it the blob's data that is there as well, or a file of plain data?
@@ -203,16 +266,33 @@ impl Core {
         }
     }
 
-    /// Leaves the plain table in the cache directory, so that a restart needs no store for it.
-    fn keep_table(&self, info: &BlobInfo, table: &ChunkTable) {
-        let _ = (info, table);
+    /// Builds the table, and leaves it in the cache directory, so that a restart needs no store for it.
+    fn parse_and_keep(&self, info: &BlobInfo, stored: &[u8]) -> Result<ChunkTable, BlobError> {
+        let plain = blob::plain_table(info, stored)?;
+        let Some(dir) = self.cache_dir.as_ref().filter(|_| crate::store::is_safe_object_name(&info.id))
+        else {
+            return blob::parse_table(info, plain);
+        };
+        let table = blob::parse_table(info, plain.clone())?;
+        if let Err(error) = dir.write_file(&table_file_name(&info.id), &plain) {
+            tracing::debug!(%error, "chunk info is not cached");
+        }
+        Ok(table)
     }
 
     /// At start: says which blobs are missing, and loads chunk info ahead of the first read.
     pub fn warm(self: &Arc<Self>, blob: BlobIndex) {
         let Ok((state, info)) = self.blob(blob) else { return };
         if self.image.version() != FsVersion::V6 || info.features.contains(BlobFeatures::TARFS) {
-            return;
+            let id = info.id.clone();
+            return self.store.size(
+                &info.id,
+                Box::new(move |size| {
+                    if let Err(error) = size {
+                        tracing::warn!(blob = %id, "blob is not there now, reads of it will fail: {error}");
+                    }
+                }),
+            );
         }
         let mut source = state.source();
         if matches!(*source, super::blobs::SourceState::Idle) {

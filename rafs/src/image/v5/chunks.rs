@@ -49,7 +49,7 @@ impl<'a> Chunks<'a> {
             holes: None,
         };
         if inode.extra & HAS_HOLE != 0 {
-            chunks.next = chunks.first_behind(offset)?;
+            chunks.next = if offset == 0 { 0 } else { chunks.first_behind(offset)? };
             chunks.holes = Some(0);
         }
         Ok(chunks)
@@ -133,6 +133,8 @@ impl Iterator for Chunks<'_> {
         }
         let done = match self.holes {
             None => self.next << self.base.chunk_size.trailing_zeros() >= self.end,
+            // Up to the end of the file every record belongs, so that one behind it is noticed.
+            Some(_) if self.end == self.file_size => false,
             Some(_) => self.record(self.next).is_ok_and(|(_, r)| r.file_offset.get() >= self.end),
         };
         if done {

@@ -91,6 +91,22 @@ impl Tree {
         self.decode(base, record).map_err(|what| InodeError::corrupt(number, what))
     }
 
+    /// Checks the record in slot `index`, whether it is the first name of its inode or a further one, whose
+    /// attributes nobody sees.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn check_slot(&self, base: &Base, index: u32) -> Result<(), InodeError> {
+        let slot = InodeNumber(u64::from(index));
+        let corrupt = |what| InodeError::corrupt(slot, what);
+        let record = self.record(base, index).ok_or_else(|| corrupt("its record is not inside the file"))?;
+        let further = record.is_hardlink() && record.number() < slot;
+        if record.number() != slot && !further {
+            return Err(corrupt("its record has another number"));
+        }
+        self.decode(base, record).map(|_| ()).map_err(corrupt)
+    }
+
     /// Checks and converts a record.
     #[inline]
     pub(super) fn decode(&self, base: &Base, record: Record<'_>) -> Result<Inode, &'static str> {

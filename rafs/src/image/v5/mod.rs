@@ -6,6 +6,8 @@
 mod chunks;
 mod dir;
 mod inode;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 pub(crate) use chunks::Chunks;

@@ -8,6 +8,8 @@ mod blobs;
 mod chunks;
 mod dir;
 mod inode;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 pub(crate) use chunks::Chunks;

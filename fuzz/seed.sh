@@ -1,0 +1,45 @@
+#!/bin/sh
+# Fills fuzz/corpus/TARGET with seeds made from the interop corpus. Run it from anywhere.
+set -eu
+cd "$(dirname "$0")"
+interop=../guest-tests/corpus/interop
+mkdir -p corpus/bootstrap_v5 corpus/bootstrap_v6 corpus/blob_meta
+
+# v5: without the reserved part of the superblock (see fuzz_targets/bootstrap_v5.rs).
+for file in "$interop"/v5-*/bootstrap "$interop"/v5-*/*-bootstrap "$interop"/v5-*/layers/*; do
+    [ "$(wc -c < "$file")" -lt 300000 ] || continue
+    name=$(echo "${file#"$interop"/}" | tr / _)
+    { head -c 80 "$file"; tail -c +8193 "$file"; } > "corpus/bootstrap_v5/$name"
+done
+
+# v6: bootstraps, and blobs that have one inlined.
+for file in "$interop"/v6-*/bootstrap "$interop"/v6-*/*-bootstrap "$interop"/v6-*/layers/* "$interop"/v6-*inline*/blobs/*; do
+    [ "$(wc -c < "$file")" -lt 300000 ] || continue
+    name=$(echo "${file#"$interop"/}" | tr / _)
+    cp "$file" "corpus/bootstrap_v6/$name"
+done
+
+# Blob metadata: tables of contents as they are, and chunk infos of a plain v1 table behind settings for 64 chunks of
+# a large blob (see src/blob_meta.rs).
+for file in "$interop"/v6-*toc*/blobs/*; do
+    tail -c 4096 "$file" > "corpus/blob_meta/toc_$(basename "$file")"
+done
+for file in "$interop"/v6-blob-cache/blobs/*.blob.meta; do
+    { printf '\0\0\0\0\040\0\0\0\377\377\377\0\377\377\377\0'; head -c 512 "$file"; } > corpus/blob_meta/table_v1
+done
+
+# FUSE messages: LOOKUP, GETATTR, READDIRPLUS and READ of the root, behind the kind and the room for a reply.
+mkdir -p corpus/fuse_request
+message() { # NAME OPCODE BODY-AS-PRINTF
+    { printf '\000\220\001\000'; printf '\000\000\000\000\%03o\000\000\000' "$2"
+      printf '\001\000\000\000\000\000\000\000\001\000\000\000\000\000\000\000'
+      printf '\000\000\000\000\000\000\000\000\001\000\000\000\000\000\000\000'
+      printf "$3"; } > "corpus/fuse_request/$1"
+}
+zeros='\000\000\000\000\000\000\000\000'
+message lookup 1 'names\000'
+message getattr 3 "$zeros$zeros"
+message readdirplus 44 "$zeros$zeros"'\000\020\000\000\000\000\000\000'"$zeros$zeros"
+message read 15 "$zeros$zeros"'\000\020\000\000\000\000\000\000'"$zeros$zeros"
+message init 26 '\007\000\000\000\051\000\000\000\000\000\002\000\377\377\377\377'"$zeros"
+message getxattr 22 '\000\001\000\000\000\000\000\000user.a\000'

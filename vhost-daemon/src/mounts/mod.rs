@@ -1,0 +1,10 @@
+//! What guests see: file systems behind the FUSE dispatch.
+//!
+//! Owns: how an image's inodes become nodes, attributes, entries and reads. Does not own: the wire, the
+//! image format, chunk data.
+
+mod attributes;
+mod rafs_mount;
+mod read;
+
+pub use rafs_mount::{RafsMount, RafsMountOptions};

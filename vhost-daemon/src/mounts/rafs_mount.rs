@@ -1,0 +1,347 @@
+//! A RAFS image as a guest's file system: metadata calls.
+//!
+//! Owns: what each call answers for an image (guest-view.md). Keeps nothing about open files or lookups, so
+//! that a restart, a reconnect and an upgrade need no state. Does not own: reads (`read`).
+
+use super::attributes::{BLOCK_SIZE, Nodes, entry_type};
+use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadIo, ReadStart};
+use crate::log_limit::LogLimit;
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+};
+use rafs::image::{FileKind, Image, Inode, InodeError};
+use rafs::reader::Reader;
+use std::ffi::CStr;
+use std::io;
+use std::time::Duration;
+
+/// How a mount is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct RafsMountOptions {
+    /// Mount index, 1 ..= 255: the top byte of node ids.
+    pub index: u8,
+    /// Whether xattrs are served; if not, guests are told once and ask no more.
+    pub xattr: bool,
+    /// How long guests may keep names, attributes and misses. Images are immutable, so long.
+    pub timeout: Duration,
+}
+
+/// An image mounted at the root of a guest's namespace.
+#[derive(Debug)]
+pub struct RafsMount {
+    pub(super) reader: Reader,
+    pub(super) log: LogLimit,
+    nodes: Nodes,
+    xattr: bool,
+    timeout: Duration,
+}
+
+impl RafsMount {
+    /// Shows the image of `reader`.
+    #[must_use]
+    pub fn new(reader: Reader, options: RafsMountOptions) -> Self {
+        let nodes = Nodes::new(options.index, reader.image().root());
+        Self { reader, log: LogLimit::default(), nodes, xattr: options.xattr, timeout: options.timeout }
+    }
+
+    /// The reader, to stop it at the end.
+    #[must_use]
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    fn image(&self) -> &Image {
+        self.reader.image()
+    }
+
+    /// The inode of a node id, whatever the guest sent.
+    pub(super) fn inode(&self, node: u64) -> io::Result<Inode> {
+        let number = self.nodes.inode_number(node).ok_or_else(|| os(libc::ENOENT))?;
+        self.image().inode(number).map_err(|e| self.refuse(&e))
+    }
+
+    /// The errno for an image error; what is wrong with the image is logged.
+    fn refuse(&self, error: &InodeError) -> io::Error {
+        let errno = errno(error);
+        if errno == libc::EIO {
+            self.log.warn(|| format!("the image is corrupt: {error}"));
+        }
+        os(errno)
+    }
+
+    fn entry(&self, inode: &Inode) -> Entry {
+        Entry {
+            inode: self.nodes.node(inode.number),
+            generation: 0,
+            attr: self.nodes.stat(inode),
+            attr_flags: 0,
+            attr_timeout: self.timeout,
+            entry_timeout: self.timeout,
+        }
+    }
+
+    fn directory(&self, node: u64) -> io::Result<Inode> {
+        let inode = self.inode(node)?;
+        if inode.kind == FileKind::Directory { Ok(inode) } else { Err(os(libc::ENOTDIR)) }
+    }
+
+    /// Lists a directory from `cookie` on until `add` says false. An entry that cannot be read ends the
+    /// listing with an error only if it is the first, so that what came before it reaches the guest.
+    #[inline]
+    fn list(
+        &self,
+        node: u64,
+        cookie: u64,
+        mut add: impl FnMut(&rafs::image::DirEntry<'_>) -> io::Result<bool>,
+    ) -> io::Result<()> {
+        let dir = self.directory(node)?;
+        let entries = self.image().read_dir(&dir, cookie).map_err(|e| self.refuse(&e))?;
+        let mut first = true;
+        for entry in entries {
+            match entry.map_err(|e| self.refuse(&e)).and_then(|entry| add(&entry)) {
+                Ok(true) => first = false,
+                Err(error) if first => return Err(error),
+                Ok(false) | Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn dir_entry<'a>(&self, entry: &rafs::image::DirEntry<'a>) -> DirEntry<'a> {
+        DirEntry {
+            ino: self.nodes.shown(entry.number),
+            offset: entry.next_cookie,
+            type_: entry_type(entry.kind),
+            name: entry.name,
+        }
+    }
+}
+
+/// What a guest hears of an image error (guest-view.md section 1).
+fn errno(error: &InodeError) -> i32 {
+    match error {
+        InodeError::NotFound(_) => libc::ENOENT,
+        InodeError::NotADirectory(_) => libc::ENOTDIR,
+        InodeError::NotASymlink(_) | InodeError::NotARegularFile(_) => libc::EINVAL,
+        _ => libc::EIO,
+    }
+}
+
+/// An error that is an errno.
+pub(super) fn os(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+impl GuestFs for RafsMount {
+    fn start_read(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        offset: u64,
+        size: u32,
+        io: &mut dyn ReadIo,
+    ) -> io::Result<ReadStart> {
+        self.read_file(inode, offset, size, io)
+    }
+
+    fn list_plus(&self, _ctx: &Context, inode: u64, offset: u64, sink: &mut dyn PlusSink) -> io::Result<()> {
+        let valid_secs = self.timeout.as_secs();
+        self.list(inode, offset, |entry| {
+            let node = self.image().inode(entry.number).map_err(|e| self.refuse(&e))?;
+            Ok(sink.add(&PlusEntry {
+                name: entry.name,
+                cookie: entry.next_cookie,
+                kind: entry_type(entry.kind),
+                node: self.nodes.node(entry.number),
+                attr: self.nodes.attr(&node),
+                valid_secs,
+            }))
+        })
+    }
+
+    fn stateless_open(&self) -> bool {
+        true
+    }
+}
+
+impl FileSystem for RafsMount {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn init(&self, _capable: FsOptions) -> io::Result<FsOptions> {
+        Ok(FsOptions::empty())
+    }
+
+    fn lookup(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let dir = self.directory(parent)?;
+        match self.image().lookup(&dir, name.to_bytes()).map_err(|e| self.refuse(&e))? {
+            Some(inode) => Ok(self.entry(&inode)),
+            // A miss with a timeout: the guest remembers it. ENOENT would be asked again each time.
+            None => Ok(Entry { entry_timeout: self.timeout, ..Entry::default() }),
+        }
+    }
+
+    fn getattr(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        _handle: Option<u64>,
+    ) -> io::Result<(libc::stat64, Duration)> {
+        let inode = self.inode(inode)?;
+        Ok((self.nodes.stat(&inode), self.timeout))
+    }
+
+    fn readlink(&self, _ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
+        let inode = self.inode(inode)?;
+        if inode.kind != FileKind::Symlink {
+            return Err(os(libc::EINVAL));
+        }
+        self.image().read_link(&inode).map_err(|e| self.refuse(&e))
+    }
+
+    fn open(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        flags: u32,
+        _fuse_flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        let inode = self.inode(inode)?;
+        if inode.kind == FileKind::Directory {
+            return Err(os(libc::EISDIR));
+        }
+        let flags = flags.cast_signed();
+        if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
+            return Err(os(libc::EROFS));
+        }
+        Ok((None, OpenOptions::KEEP_CACHE, None))
+    }
+
+    fn opendir(&self, _ctx: &Context, inode: u64, _flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        self.directory(inode)?;
+        Ok((None, OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR))
+    }
+
+    fn readdir(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        _handle: u64,
+        _size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list(inode, offset, |entry| Ok(add_entry(self.dir_entry(entry))? > 0))
+    }
+
+    fn readdirplus(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        _handle: u64,
+        _size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list(inode, offset, |entry| {
+            let node = self.image().inode(entry.number).map_err(|e| self.refuse(&e))?;
+            Ok(add_entry(self.dir_entry(entry), self.entry(&node))? > 0)
+        })
+    }
+
+    fn getxattr(&self, _ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        if !self.xattr {
+            return Err(os(libc::ENOSYS));
+        }
+        let inode = self.inode(inode)?;
+        let wanted = name.to_bytes();
+        for xattr in self.image().xattrs(&inode).map_err(|e| self.refuse(&e))? {
+            let xattr = xattr.map_err(|e| self.refuse(&e))?;
+            if wanted.strip_prefix(xattr.prefix) == Some(xattr.suffix) {
+                let len = u32::try_from(xattr.value.len()).map_err(|_| os(libc::E2BIG))?;
+                return match size {
+                    0 => Ok(GetxattrReply::Count(len)),
+                    n if n < len => Err(os(libc::ERANGE)),
+                    _ => Ok(GetxattrReply::Value(xattr.value.to_vec())),
+                };
+            }
+        }
+        Err(os(libc::ENODATA))
+    }
+
+    fn listxattr(&self, _ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        if !self.xattr {
+            return Err(os(libc::ENOSYS));
+        }
+        let inode = self.inode(inode)?;
+        let mut names = Vec::new();
+        for xattr in self.image().xattrs(&inode).map_err(|e| self.refuse(&e))? {
+            let xattr = xattr.map_err(|e| self.refuse(&e))?;
+            names.extend_from_slice(xattr.prefix);
+            names.extend_from_slice(xattr.suffix);
+            names.push(0);
+        }
+        let len = u32::try_from(names.len()).map_err(|_| os(libc::E2BIG))?;
+        match size {
+            0 => Ok(ListxattrReply::Count(len)),
+            n if n < len => Err(os(libc::ERANGE)),
+            _ => Ok(ListxattrReply::Names(names)),
+        }
+    }
+
+    fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<libc::statvfs64> {
+        self.inode(inode)?;
+        let bytes = self.image().blobs().iter().fold(0u64, |n, b| n.saturating_add(b.uncompressed_size));
+        let mut st = Blank.statfs(ctx, inode)?;
+        st.f_bsize = BLOCK_SIZE.cast_unsigned();
+        st.f_frsize = BLOCK_SIZE.cast_unsigned();
+        st.f_blocks = bytes.div_ceil(BLOCK_SIZE.cast_unsigned());
+        st.f_files = self.image().inode_count();
+        st.f_namemax = 255;
+        Ok(st)
+    }
+
+    fn access(&self, ctx: &Context, inode: u64, mask: u32) -> io::Result<()> {
+        let inode = self.inode(inode)?;
+        let mask = mask.cast_signed() & 7;
+        if mask & libc::W_OK != 0 {
+            return Err(os(libc::EROFS));
+        }
+        let shift = if ctx.uid == inode.uid {
+            6
+        } else if ctx.gid == inode.gid {
+            3
+        } else {
+            0
+        };
+        let granted = if ctx.uid == 0 {
+            let any_exec = inode.mode & 0o111 != 0 || inode.kind == FileKind::Directory;
+            libc::R_OK | if any_exec { libc::X_OK } else { 0 }
+        } else {
+            (inode.mode >> shift).cast_signed() & 7
+        };
+        if mask & !granted == 0 { Ok(()) } else { Err(os(libc::EACCES)) }
+    }
+
+    fn lseek(&self, _ctx: &Context, inode: u64, _handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
+        let inode = self.inode(inode)?;
+        if inode.kind != FileKind::Regular {
+            return Err(os(libc::EINVAL));
+        }
+        match whence.cast_signed() {
+            libc::SEEK_DATA | libc::SEEK_HOLE if offset >= inode.size => Err(os(libc::ENXIO)),
+            libc::SEEK_DATA => Ok(offset),
+            libc::SEEK_HOLE => Ok(inode.size),
+            _ => Err(os(libc::EINVAL)),
+        }
+    }
+}
+
+/// A file system with the trait's default answers: the way to an empty `statvfs64`, which has private
+/// padding, without unsafe code.
+struct Blank;
+
+impl FileSystem for Blank {
+    type Inode = u64;
+    type Handle = u64;
+}

@@ -1,0 +1,99 @@
+//! READ of an image's file: in place when everything is here, parked when anything is not.
+//!
+//! Owns: the decision, and the way back from the fetch side to the guest. Does not own: what "here" means
+//! (`rafs::reader`).
+
+use super::rafs_mount::{RafsMount, os};
+use crate::fuse::{ParkedRead, ReadIo, ReadStart};
+use rafs::image::{FileKind, Inode};
+use rafs::reader::{ReadError, ReadSink, Readiness, Run};
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// Largest READ, bytes. INIT agrees on 1 MiB; a guest that asks for more than this made it up.
+const READ_MAX: u64 = 16 << 20;
+
+thread_local! {
+    /// The runs of one read; kept per ring worker so that a hot read allocates nothing.
+    static RUNS: RefCell<Vec<Run>> = RefCell::new(Vec::with_capacity(64));
+}
+
+impl RafsMount {
+    /// Starts a read (guest-view.md section 4).
+    pub(super) fn read_file(
+        &self,
+        node: u64,
+        offset: u64,
+        size: u32,
+        io: &mut dyn ReadIo,
+    ) -> io::Result<ReadStart> {
+        let inode = self.inode(node)?;
+        match inode.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(os(libc::EISDIR)),
+            _ => return Err(os(libc::EINVAL)),
+        }
+        let wanted = inode.size.saturating_sub(offset).min(u64::from(size));
+        if wanted == 0 {
+            return Ok(ReadStart::Done(0));
+        }
+        if wanted > READ_MAX || wanted > io.room() as u64 {
+            return Err(os(libc::EINVAL));
+        }
+        let len = u32::try_from(wanted).map_err(|_| os(libc::EINVAL))?;
+        RUNS.with_borrow_mut(|runs| {
+            match self.reader.plan(&inode, offset, len, runs).map_err(|e| self.read_error(&e))? {
+                Readiness::Ready => {
+                    if let Some(done) = self.read_runs(runs, io)? {
+                        return Ok(ReadStart::Done(done));
+                    }
+                }
+                Readiness::Pending => {}
+            }
+            self.park(&inode, offset, len, io)
+        })
+    }
+
+    /// Reads runs in place. `None` when a part of them is not in memory: then the whole read is parked.
+    fn read_runs(&self, runs: &[Run], io: &mut dyn ReadIo) -> io::Result<Option<usize>> {
+        let mut at = 0;
+        for run in runs {
+            let len = run.len as usize;
+            let file = self.reader.file(run.blob).ok_or_else(|| os(libc::EIO))?;
+            if io.read_nowait(at, file, run.offset, len)? < len {
+                return Ok(None);
+            }
+            at += len;
+        }
+        Ok(Some(at))
+    }
+
+    fn park(&self, inode: &Inode, offset: u64, len: u32, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
+        let parked = io.park().ok_or_else(|| os(libc::EIO))?;
+        self.reader.fetch(inode, offset, len, Box::new(Sink(parked)));
+        Ok(ReadStart::Parked)
+    }
+
+    fn read_error(&self, error: &ReadError) -> io::Error {
+        self.log.warn(|| error.to_string());
+        os(error.errno())
+    }
+}
+
+/// The fetch side's view of a parked reply.
+struct Sink(Box<dyn ParkedRead>);
+
+impl ReadSink for Sink {
+    fn fill(&mut self, at: usize, data: &[u8]) {
+        self.0.fill(at, data);
+    }
+
+    fn fill_from(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()> {
+        self.0.fill_from(at, file, offset, len)
+    }
+
+    fn finish(self: Box<Self>, result: Result<usize, ReadError>) {
+        self.0.finish(result.map_err(|e| e.errno()));
+    }
+}

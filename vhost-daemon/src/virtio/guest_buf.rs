@@ -1,0 +1,253 @@
+//! A piece of guest memory, possibly scattered, as host addresses.
+//!
+//! Owns: the translation of guest addresses, and every copy into and out of guest memory: this module and
+//! the kernel are the only ones that write there. Does not own: descriptors.
+//!
+//! Unsafe code is here because the bytes belong to a guest that changes them at will: no Rust reference to
+//! them may exist, so they are reached through raw pointers, by memcpy and preadv2 alone.
+#![allow(unsafe_code)]
+
+use super::GuestMemory;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+
+/// Most segments one preadv2 takes (`IOV_MAX`).
+const IOV_MAX: usize = 1024;
+
+/// The guest named memory that it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault;
+
+/// Scattered guest memory, neighbours merged. Holds the memory it points into.
+pub(super) struct GuestBuf {
+    memory: Arc<GuestMemory>,
+    segments: Vec<libc::iovec>,
+    len: usize,
+    /// Scratch for preadv2, kept so that a hot read allocates nothing.
+    scratch: Vec<libc::iovec>,
+    /// Where the last copy ended up: (segment, offset of that segment), to go on from there.
+    cursor: (usize, usize),
+}
+
+// SAFETY: the raw pointers point into `memory`, which is kept mapped by the Arc and may be used from any
+// thread; nothing else in the structure is bound to a thread.
+unsafe impl Send for GuestBuf {}
+
+impl std::fmt::Debug for GuestBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestBuf").field("segments", &self.segments.len()).field("len", &self.len).finish()
+    }
+}
+
+impl GuestBuf {
+    /// An empty buffer in `memory`.
+    pub(super) fn new(memory: Arc<GuestMemory>) -> Self {
+        Self {
+            memory,
+            segments: Vec::with_capacity(64),
+            len: 0,
+            scratch: Vec::with_capacity(64),
+            cursor: (0, 0),
+        }
+    }
+
+    /// Makes it empty, in `memory` from here on.
+    pub(super) fn reset(&mut self, memory: &Arc<GuestMemory>) {
+        self.segments.clear();
+        self.len = 0;
+        self.cursor = (0, 0);
+        if !Arc::ptr_eq(&self.memory, memory) {
+            self.memory = Arc::clone(memory);
+        }
+    }
+
+    /// A second handle on the same bytes.
+    pub(super) fn duplicate(&self) -> Self {
+        Self {
+            memory: Arc::clone(&self.memory),
+            segments: self.segments.clone(),
+            len: self.len,
+            scratch: Vec::new(),
+            cursor: (0, 0),
+        }
+    }
+
+    /// Bytes.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Appends `len` bytes at guest address `addr`, over region borders where these touch.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`] when a part is not guest memory; what came before it stays appended.
+    pub(super) fn push(&mut self, addr: u64, len: u32) -> Result<(), Fault> {
+        let mut addr = GuestAddress(addr);
+        let mut left = u64::from(len);
+        while left > 0 {
+            let (region, offset) = self.memory.to_region_addr(addr).ok_or(Fault)?;
+            let here = (region.len() - offset.0).min(left);
+            let host = region.get_host_address(MemoryRegionAddress(offset.0)).map_err(|_| Fault)?;
+            let here_len = usize::try_from(here).map_err(|_| Fault)?;
+            let total = self.len.checked_add(here_len).ok_or(Fault)?;
+            match self.segments.last_mut() {
+                Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == host => {
+                    last.iov_len += here_len;
+                }
+                _ => self.segments.push(libc::iovec { iov_base: host.cast(), iov_len: here_len }),
+            }
+            self.len = total;
+            left -= here;
+            if left > 0 {
+                addr = GuestAddress(addr.0.checked_add(here).ok_or(Fault)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with each host range of bytes `at .. at + len`, in order; stops at the end of the buffer.
+    fn each(&mut self, at: usize, len: usize, mut f: impl FnMut(*mut u8, usize, usize)) {
+        let (mut index, mut start) = if self.cursor.1 <= at { self.cursor } else { (0, 0) };
+        let mut done = 0;
+        while done < len {
+            let Some(segment) = self.segments.get(index) else { break };
+            let skip = at + done - start;
+            if skip >= segment.iov_len {
+                start += segment.iov_len;
+                index += 1;
+                continue;
+            }
+            let n = (segment.iov_len - skip).min(len - done);
+            f(segment.iov_base.cast::<u8>().wrapping_add(skip), done, n);
+            done += n;
+        }
+        self.cursor = (index, start);
+    }
+
+    /// Copies `data` to byte `at`; what lies beyond the end is dropped.
+    pub(super) fn write(&mut self, at: usize, data: &[u8]) {
+        self.each(at, data.len(), |host, done, n| {
+            let Some(from) = data.get(done..done + n) else { return };
+            // SAFETY: `host .. host + n` is inside a region of `memory`, which `self` keeps mapped and
+            // which is shared memory that overlaps no Rust object; `from` has n bytes.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), host, n) };
+        });
+    }
+
+    /// Fills `len` bytes from `at` on with zeros.
+    pub(super) fn zero(&mut self, at: usize, len: usize) {
+        self.each(at, len, |host, _, n| {
+            // SAFETY: as in `write`.
+            unsafe { std::ptr::write_bytes(host, 0, n) };
+        });
+    }
+
+    /// Copies bytes from `at` on to `data`; returns how many there were.
+    pub(super) fn read(&mut self, at: usize, data: &mut [u8]) -> usize {
+        let mut copied = 0;
+        self.each(at, data.len(), |host, done, n| {
+            let Some(to) = data.get_mut(done..done + n) else { return };
+            // SAFETY: as in `write`, in the other direction. The guest may change the bytes meanwhile; any
+            // value is a valid u8 and the copy is what is used from here on.
+            unsafe { std::ptr::copy_nonoverlapping(host.cast_const(), to.as_mut_ptr(), n) };
+            copied += n;
+        });
+        copied
+    }
+
+    /// Reads up to `len` bytes at `offset` of `file` to byte `at`, in one call. Returns the bytes read.
+    ///
+    /// # Errors
+    ///
+    /// That of preadv2(2).
+    pub(super) fn preadv(
+        &mut self,
+        at: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        flags: i32,
+    ) -> io::Result<usize> {
+        let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let mut vectors = std::mem::take(&mut self.scratch);
+        vectors.clear();
+        self.each(at, len, |host, _, n| {
+            if vectors.len() < IOV_MAX {
+                vectors.push(libc::iovec { iov_base: host.cast(), iov_len: n });
+            }
+        });
+        let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
+        // SAFETY: each vector is inside a region of `memory`, which `self` keeps mapped; the kernel copies
+        // into it. `vectors` has `count` entries and lives until the call returns.
+        let n = unsafe { libc::preadv2(file.as_raw_fd(), vectors.as_ptr(), count, offset, flags) };
+        self.scratch = vectors;
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    fn memory() -> Arc<GuestMemory> {
+        let ranges =
+            [(GuestAddress(0x1000), 0x1000), (GuestAddress(0x2000), 0x1000), (GuestAddress(0x8000), 0x1000)];
+        Arc::new(GuestMemory::from_ranges(&ranges).unwrap())
+    }
+
+    #[test]
+    fn spans_regions_and_refuses_holes() {
+        let mut buf = GuestBuf::new(memory());
+        buf.push(0x1ff0, 0x20).unwrap();
+        assert_eq!(buf.len(), 0x20);
+        assert_eq!(buf.push(0x2ff0, 0x20), Err(Fault));
+        assert_eq!(buf.push(u64::MAX - 3, 16), Err(Fault));
+        let mut out = [0; 0x20];
+        buf.write(0, &[7; 0x20]);
+        assert_eq!(buf.read(0, &mut out), 0x20);
+        assert_eq!(out, [7; 0x20]);
+    }
+
+    #[test]
+    fn copies_at_any_offset_over_many_segments() {
+        let mut buf = GuestBuf::new(memory());
+        for i in 0..100 {
+            buf.push(0x1000 + i * 20, 10).unwrap();
+        }
+        let data: Vec<u8> = (0..=255).collect();
+        for at in [0, 5, 9, 10, 11, 500, 744, 3] {
+            buf.write(at, &data);
+            let mut out = vec![0; 256];
+            assert_eq!(buf.read(at, &mut out), 256, "{at}");
+            assert_eq!(out, data, "{at}");
+        }
+        let mut out = vec![0; 256];
+        assert_eq!(buf.read(990, &mut out), 10);
+        buf.write(990, &data);
+        buf.zero(0, 1000);
+        let mut out = vec![1; 1000];
+        assert_eq!(buf.read(0, &mut out), 1000);
+        assert!(out.iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn reads_files_into_scattered_memory() {
+        let mut file = tempfile::tempfile().unwrap();
+        let data: Vec<u8> = (0..2000u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        file.write_all(&data).unwrap();
+        let mut buf = GuestBuf::new(memory());
+        for i in 0..50 {
+            buf.push(0x8000 + i * 60, 33).unwrap();
+        }
+        let n = buf.preadv(16, file.as_fd(), 100, 1000, 0).unwrap();
+        assert_eq!(n, 1000);
+        let mut out = vec![0; 1000];
+        buf.read(16, &mut out);
+        assert_eq!(out, data[100..1100]);
+    }
+}

@@ -1,0 +1,20 @@
+//! The vhost-user device: a virtio-fs device for one front-end at a time.
+//!
+//! Owns: the socket and its connections, guest memory, rings and their workers, descriptor chains, parked
+//! replies. It is the only place that touches guest memory. Does not own: what a request means.
+
+mod chain;
+mod device;
+mod guest_buf;
+mod harness;
+mod parked;
+mod ring;
+mod ring_state;
+mod service;
+mod worker;
+
+pub use harness::{Harness, HarnessWorker, RawDescriptor};
+pub use service::{Service, ServiceError, ServiceOptions};
+
+/// Guest memory of one connection; regions stay mapped as long as anybody holds a reference.
+type GuestMemory = vm_memory::GuestMemoryMmap<()>;
