@@ -29,6 +29,8 @@ pub enum SourceKind {
     Directory(PathBuf),
     /// A tar archive in a file, FIFO or character device; plain, gzip or zstd.
     Tar(PathBuf),
+    /// A tar archive, plain or gzip, whose data stays in it (v6). The blob is a small one with chunk metadata.
+    TarReference(PathBuf),
     /// A plain tar archive whose data is read in place (v6). No blob is written.
     Tarfs(PathBuf),
 }
@@ -107,6 +109,9 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     if let SourceKind::Tarfs(path) = &options.source {
         return crate::build_tarfs::create(options, path, progress);
     }
+    if let SourceKind::TarReference(path) = &options.source {
+        return crate::build_ref::create(options, path, progress);
+    }
     let image = &options.image;
     image.check()?;
     let mut report = CreateReport::default();
@@ -151,6 +156,10 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     let mut own = own_blob(options, &packed, &chunks, key, &mut blob, &mut tail)?;
     let mut blobs = blob_table(parent_blobs, &packed, &dictionary_blobs, own.as_ref());
     if bootstrap.is_none() {
+        if own.is_none() {
+            // An empty section, so that the file does not begin like a bootstrap that stands alone.
+            tail.end_data(&mut blob, 0)?;
+        }
         let model = model(image, &tree, &order, &chunks, &packed, &blobs);
         tail.bootstrap(&mut blob, |sink| model.write(sink))?;
     }
@@ -237,7 +246,7 @@ fn open_source(
             let (source, tree) = DirectorySource::open(path, &image, progress.clone())?;
             Ok((Box::new(source), tree))
         }
-        SourceKind::Tar(path) | SourceKind::Tarfs(path) => {
+        SourceKind::Tar(path) | SourceKind::TarReference(path) | SourceKind::Tarfs(path) => {
             let (source, tree) = TarSource::open(path, &image, progress.clone())?;
             Ok((Box::new(source), tree))
         }

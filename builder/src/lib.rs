@@ -8,6 +8,8 @@
 //! * `layer`: existing images as input: parents, dictionaries, layers to [`merge`].
 //! * `write`: v5 and v6 bootstraps.
 //! * `blobs`: data of existing images, read back: [`verify`].
+//! * `inspect`, `export`: looking into images, and making disk images of them.
+//! * `unpack`: images back to tar archives: [`unpack`].
 //! * [`build`](create): the steps from a source to an image.
 //! * [`cmd`]: the `rafs-image` command line; thin.
 //!
@@ -15,9 +17,12 @@
 
 mod blobs;
 mod build;
+mod build_ref;
 mod build_tarfs;
 pub mod cmd;
 mod error;
+mod export;
+mod inspect;
 mod layer;
 mod options;
 mod output;
@@ -27,12 +32,16 @@ mod progress;
 mod secret;
 mod source;
 mod tree;
+mod unpack;
 mod write;
 
 pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
 pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, create};
 pub use error::BuildError;
+pub use export::{ExportError, ExportOptions, VerityInfo, export};
+pub use inspect::{Answer, Inspector};
 pub use layer::{MergeOptions, MergeReport, OwnBlob, merge};
 pub use options::{ChunkSize, ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
 pub use prefetch::Patterns;
 pub use progress::Progress;
+pub use unpack::{UnpackError, UnpackOptions, unpack};

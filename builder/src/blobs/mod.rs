@@ -3,11 +3,17 @@
 //! Owns: finding a blob's files in a directory, its chunk table, reading and decoding units, what a chunk must
 //! match. Does not own: what chunks are read for. No cache: whoever uses this reads each unit once.
 
+mod copy;
 mod error;
+mod files;
+mod object;
 mod units;
 mod verify;
 
 pub use error::BlobDataError;
+pub(crate) use files::FileData;
+pub use object::BlobPlace;
+use object::Object;
 pub use verify::{VerifyReport, verify};
 
 use rafs::blob::{self, ChunkTable, DigestIndex, Expected, Toc, Unit};
@@ -17,17 +23,7 @@ use rafs::image::{BlobInfo, FsVersion, Image, MetaBlob};
 use rafs::layout::blob::BlobFeatures;
 use rafs::layout::toc::NAME_DIGEST;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-/// Where the blobs of an image are.
-#[derive(Clone, Debug)]
-pub enum BlobPlace {
-    /// In a directory, each under its id.
-    Directory(PathBuf),
-    /// In this file, whatever the id.
-    File(PathBuf),
-}
 
 /// All blobs of one image, open.
 #[derive(Debug)]
@@ -44,8 +40,9 @@ pub(crate) struct OpenBlob<'a> {
     pub info: &'a BlobInfo,
     /// Its file.
     pub path: PathBuf,
-    file: File,
+    object: Box<dyn Object>,
     size: u64,
+    place: BlobPlace,
     /// v6: its chunk table. TARFS blobs and v5 ones have none.
     table: Option<ChunkTable>,
     toc: Option<Toc>,
@@ -109,24 +106,33 @@ impl<'a> OpenBlob<'a> {
         if external || info.id.contains('/') || matches!(info.id.as_str(), "" | "." | "..") {
             return Err(BlobDataError::Unusable { blob: info.id.clone(), external });
         }
-        let path = match place {
-            BlobPlace::Directory(dir) => dir.join(&info.id),
-            BlobPlace::File(file) => file.clone(),
-        };
-        let (path, file, plain) = match File::open(&path) {
-            Ok(file) => (path, file, false),
+        let (path, opened) = place.open(&info.id);
+        let (path, object, plain) = match opened {
+            Ok(object) => (path, object, false),
             // The form of `--blob-cache-dir`: plain data, and the table beside it.
-            Err(e) => match File::open(path.with_file_name(format!("{}.blob.data", info.id))) {
-                Ok(file) => (path.with_file_name(format!("{}.blob.data", info.id)), file, true),
-                Err(_) => return Err(BlobDataError::io(&info.id, "open", &path)(e)),
+            Err(e) => match place.open_beside(&format!("{}.blob.data", info.id)) {
+                (beside, Ok(object)) if !matches!(place, BlobPlace::HttpProxy { .. }) => {
+                    (beside, object, true)
+                }
+                _ => return Err(BlobDataError::io(&info.id, "open", &path)(e)),
             },
         };
-        let size = file.metadata().map_err(BlobDataError::io(&info.id, "stat", &path))?.len();
+        let size = object.size().map_err(BlobDataError::io(&info.id, "stat", &path))?;
         let expected = if plain { info.uncompressed_size } else { blob::data_size(info) };
         if size < expected && !info.features.contains(BlobFeatures::IS_CHUNKDICT_GENERATED) {
             return Err(BlobDataError::Short { blob: info.id.clone(), path, actual: size, expected });
         }
-        let mut open = Self { info, path, file, size, table: None, toc: None, digests: Vec::new(), plain };
+        let mut open = Self {
+            info,
+            path,
+            object,
+            size,
+            place: place.clone(),
+            table: None,
+            toc: None,
+            digests: Vec::new(),
+            plain,
+        };
         if image.version() == FsVersion::V6 && !info.features.contains(BlobFeatures::TARFS) {
             open.read_tables(image, bootstrap)?;
         }
@@ -135,28 +141,38 @@ impl<'a> OpenBlob<'a> {
 
     fn read_tables(&mut self, image: &Image, bootstrap: &Path) -> Result<(), BlobDataError> {
         let info = self.info;
-        let beside = |name: &str| self.path.with_file_name(name);
-        let cached = beside(&format!("{}.blob.meta", info.id));
-        if self.plain || (blob::is_legacy_stargz(info) && cached.exists()) {
-            let bytes = std::fs::read(&cached).map_err(BlobDataError::io(&info.id, "read", &cached))?;
-            self.table = Some(blob::parse_table(info, bytes)?);
+        let cached = format!("{}.blob.meta", info.id);
+        let legacy = blob::is_legacy_stargz(info);
+        if self.plain || legacy {
+            match self.place.open_beside(&cached) {
+                (path, Ok(object)) => {
+                    let size = object.size().map_err(BlobDataError::io(&info.id, "stat", &path))?;
+                    let bytes = read_range(object.as_ref(), 0..size, size)
+                        .map_err(BlobDataError::io(&info.id, "read", &path))?;
+                    self.table = Some(blob::parse_table(info, bytes)?);
+                }
+                (path, Err(e)) if !legacy => return Err(BlobDataError::io(&info.id, "open", &path)(e)),
+                _ => self.table = Some(ChunkTable::from_records(info, image.chunk_table())?),
+            }
             return Ok(());
         }
-        if blob::is_legacy_stargz(info) {
-            self.table = Some(ChunkTable::from_records(info, image.chunk_table())?);
-            return Ok(());
-        }
-        let other = match &info.meta_blob {
-            None => None,
-            Some(MetaBlob::Named { id, .. }) => Some(beside(id)),
-            Some(MetaBlob::BootstrapFile { id }) if beside(id).exists() => Some(beside(id)),
-            Some(MetaBlob::BootstrapFile { .. }) => Some(bootstrap.to_path_buf()),
+        let (path, other) = match &info.meta_blob {
+            None => (self.path.clone(), None),
+            Some(MetaBlob::Named { id, .. }) => {
+                let (path, opened) = self.place.open_beside(id);
+                (path.clone(), Some(opened.map_err(BlobDataError::io(&info.id, "open", &path))?))
+            }
+            Some(MetaBlob::BootstrapFile { id }) => match self.place.open_beside(id) {
+                (path, Ok(object)) => (path, Some(object)),
+                _ => {
+                    let file =
+                        File::open(bootstrap).map_err(BlobDataError::io(&info.id, "open", bootstrap))?;
+                    (bootstrap.to_path_buf(), Some(Box::new(file) as Box<dyn Object>))
+                }
+            },
         };
-        let opened = other.as_ref().map(File::open).transpose();
-        let path = other.clone().unwrap_or_else(|| self.path.clone());
-        let meta = opened.map_err(BlobDataError::io(&info.id, "open", &path))?;
-        let file = meta.as_ref().unwrap_or(&self.file);
-        let size = file.metadata().map_err(BlobDataError::io(&info.id, "stat", &path))?.len();
+        let file = other.as_ref().unwrap_or(&self.object).as_ref();
+        let size = file.size().map_err(BlobDataError::io(&info.id, "stat", &path))?;
         let range = blob::stored_table_range(info)?;
         let table = read_range(file, range, size).map_err(BlobDataError::io(
             &info.id,
@@ -194,7 +210,7 @@ impl<'a> OpenBlob<'a> {
             return Err(BlobDataError::Short { blob, path, actual: self.size, expected: unit.stored_end() });
         }
         buffers.stored.resize(unit.stored_size as usize, 0);
-        self.file.read_exact_at(&mut buffers.stored, unit.stored_offset).map_err(BlobDataError::io(
+        self.object.read_exact_at(&mut buffers.stored, unit.stored_offset).map_err(BlobDataError::io(
             &self.info.id,
             "read",
             &self.path,
@@ -210,7 +226,7 @@ impl<'a> OpenBlob<'a> {
 }
 
 /// Reads a range that must lie within a file of `size` bytes, before memory is taken for it.
-fn read_range(file: &File, range: std::ops::Range<u64>, size: u64) -> std::io::Result<Vec<u8>> {
+fn read_range(file: &dyn Object, range: std::ops::Range<u64>, size: u64) -> std::io::Result<Vec<u8>> {
     let short =
         || std::io::Error::other(format!("bytes {range:?} are outside of the file, which has {size}"));
     let len = range.end.checked_sub(range.start).filter(|_| range.end <= size).ok_or_else(short)?;

@@ -10,7 +10,6 @@ use rafs::image::{FileKind, Image};
 use rafs::layout::toc::NAME_BLOB;
 use sha2::{Digest as _, Sha256};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -77,7 +76,7 @@ fn verify_sections(blob: &OpenBlob<'_>) -> Result<(), BlobDataError> {
         while at < item.range.end {
             let now =
                 usize::try_from(item.range.end - at).map_or(buffer.len(), |left| left.min(buffer.len()));
-            blob.file.read_exact_at(&mut buffer[..now], at).map_err(BlobDataError::io(
+            blob.object.read_exact_at(&mut buffer[..now], at).map_err(BlobDataError::io(
                 &blob.info.id,
                 "read",
                 &blob.path,

@@ -136,12 +136,22 @@ enum SourceType {
     Tar,
     TarGz,
     Estargz,
+    Reference,
+    EstargzReference,
     Tarfs,
 }
 
 impl clap::ValueEnum for SourceType {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Directory, Self::Tar, Self::TarGz, Self::Estargz, Self::Tarfs]
+        &[
+            Self::Directory,
+            Self::Tar,
+            Self::TarGz,
+            Self::Estargz,
+            Self::Reference,
+            Self::EstargzReference,
+            Self::Tarfs,
+        ]
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
@@ -152,6 +162,9 @@ impl clap::ValueEnum for SourceType {
             Self::Tar => PossibleValue::new("tar-rafs").help("a tar archive; gzip and zstd are recognised"),
             Self::TarGz => PossibleValue::new("targz-rafs").help("the same"),
             Self::Estargz => PossibleValue::new("estargz-rafs").help("the same, for eStargz layers"),
+            Self::Reference => PossibleValue::new("targz-ref")
+                .help("a tar.gz layer that stays as it is; the blob is an index into it"),
+            Self::EstargzReference => PossibleValue::new("estargz-ref").help("the same, for eStargz layers"),
             Self::Tarfs => PossibleValue::new("tar-tarfs")
                 .help("a plain tar archive that is read in place; no blob is written"),
         })
@@ -217,6 +230,9 @@ impl CreateArgs {
         let source = match self.kind {
             SourceType::Directory => SourceKind::Directory(self.source.clone()),
             SourceType::Tarfs => SourceKind::Tarfs(self.source.clone()),
+            SourceType::Reference | SourceType::EstargzReference => {
+                SourceKind::TarReference(self.source.clone())
+            }
             SourceType::Tar | SourceType::TarGz | SourceType::Estargz => SourceKind::Tar(self.source.clone()),
         };
         let blob = match (self.kind, &self.blob, &self.blob_dir) {
@@ -267,6 +283,9 @@ impl CreateArgs {
         };
         if matches!(self.kind, SourceType::Tarfs) {
             (image.compressor, image.digester) = (Compressor::None, Digester::Sha256);
+        }
+        if matches!(self.kind, SourceType::Reference | SourceType::EstargzReference) {
+            (image.compressor, image.digester) = (Compressor::Gzip, Digester::Sha256);
         }
         if let Some(threads) = self.threads {
             image.threads = threads;

@@ -8,13 +8,16 @@
 mod check;
 mod chunk_dict;
 mod create;
+mod export;
 mod generate;
+mod inspect;
 mod json;
 mod logging;
 mod merge;
 mod prefetch;
 mod progress;
 mod size;
+mod unpack;
 mod version;
 
 use crate::error::BuildError;
@@ -60,6 +63,12 @@ enum Command {
     Merge(Box<merge::MergeArgs>),
     /// Check an image: all of its metadata, and its data when the blobs are given
     Check(check::CheckArgs),
+    /// Look around in an image
+    Inspect(inspect::InspectArgs),
+    /// Write a v6 image as one disk image
+    Export(export::ExportArgs),
+    /// Write an image as a tar archive
+    Unpack(unpack::UnpackArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
     /// Write manual pages into a directory
@@ -93,6 +102,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Create(args) => create::run(&args, &bar),
         Command::Merge(args) => merge::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Unpack(args) => unpack::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     })
@@ -156,7 +168,16 @@ mod tests {
             assert!(help.contains(flag.as_str()), "{flag}");
         }
         assert!(flags.len() > 15);
-        for kind in ["directory", "dir-rafs", "tar-rafs", "targz-rafs", "estargz-rafs", "tar-tarfs"] {
+        for kind in [
+            "directory",
+            "dir-rafs",
+            "tar-rafs",
+            "targz-rafs",
+            "estargz-rafs",
+            "targz-ref",
+            "estargz-ref",
+            "tar-tarfs",
+        ] {
             assert!(help.contains(kind), "{kind}");
         }
     }

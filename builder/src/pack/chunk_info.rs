@@ -9,7 +9,7 @@ use crate::error::BuildError;
 use rafs::codec::{self, Cipher, Compressor};
 use rafs::image::ChunkInfoLocation;
 use rafs::layout::blob::{
-    BatchContext, BlobFeatures, CI_MAGIC, ChunkInfoHeader, ChunkInfoV1, ChunkInfoV2, ChunkInfoV2Flags,
+    BlobFeatures, CI_MAGIC, ChunkInfoHeader, ChunkInfoV1, ChunkInfoV2, ChunkInfoV2Flags, ZranContext,
 };
 use rafs::layout::chunk::ChunkFlags;
 use zerocopy::{FromZeros, IntoBytes};
@@ -25,6 +25,8 @@ pub(crate) struct Table {
     bytes: Vec<u8>,
     chunk_count: u32,
     contexts: usize,
+    /// Bytes of contexts and dictionaries.
+    context_bytes: usize,
 }
 
 /// What was written of a table.
@@ -67,8 +69,45 @@ impl Table {
             table.chunk_count += 1;
         }
         table.contexts = batches.contexts.len();
+        table.context_bytes = size_of_val(&batches.contexts[..]);
         table.bytes.extend_from_slice(batches.contexts.as_bytes());
         Ok(table)
+    }
+
+    /// A version 2 table of `infos` with zran contexts and their dictionaries.
+    pub(crate) fn v2_with_contexts(
+        infos: &[ChunkInfoV2],
+        contexts: &[ZranContext],
+        dictionaries: &[u8],
+    ) -> Self {
+        Self {
+            bytes: [infos.as_bytes(), contexts.as_bytes(), dictionaries].concat(),
+            chunk_count: u32::try_from(infos.len()).unwrap_or_default(),
+            contexts: contexts.len(),
+            context_bytes: size_of_val(contexts) + dictionaries.len(),
+        }
+    }
+
+    /// One entry of a version 2 table.
+    ///
+    /// # Errors
+    /// When the blob is too large for the format.
+    pub(crate) fn v2_entry(
+        chunk: &Chunk,
+        compressed_offset: u64,
+        flags: ChunkInfoV2Flags,
+        data: u64,
+    ) -> Result<ChunkInfoV2, BuildError> {
+        check_limits(compressed_offset, chunk)?;
+        let uncompressed = chunk.uncompressed_offset >> 12
+            | u64::from(chunk.uncompressed_size - 1) << 32
+            | u64::from(flags.bits()) << 56;
+        let compressed = compressed_offset | u64::from(chunk.compressed_size) << 40;
+        Ok(ChunkInfoV2 {
+            uncompressed: uncompressed.into(),
+            compressed: compressed.into(),
+            data: data.into(),
+        })
     }
 
     /// The plain table.
@@ -116,7 +155,7 @@ pub(crate) fn write(
     header.ci_compressed_size = location.compressed_size.into();
     header.ci_uncompressed_size = location.uncompressed_size.into();
     if table.contexts > 0 {
-        let size = table.contexts * size_of::<BatchContext>();
+        let size = table.context_bytes;
         header.context_offset = ((table.bytes.len() - size) as u64).into();
         header.context_size = (size as u64).into();
         header.context_count = u32::try_from(table.contexts).unwrap_or_default().into();
@@ -133,7 +172,6 @@ pub(crate) fn write(
 
 fn v2(chunk: &Chunk, place: Option<&BatchPlace>, encrypted: bool) -> Result<ChunkInfoV2, BuildError> {
     let start = place.map_or(chunk.compressed_offset, |place| place.start);
-    check_limits(start, chunk)?;
     let mut flags = ChunkInfoV2Flags::empty();
     flags.set(ChunkInfoV2Flags::ENCRYPTED, encrypted);
     let data = if let Some(place) = place {
@@ -145,11 +183,7 @@ fn v2(chunk: &Chunk, place: Option<&BatchPlace>, encrypted: bool) -> Result<Chun
         flags.set(ChunkInfoV2Flags::HAS_CRC32, chunk.crc32c != 0);
         u64::from(chunk.crc32c)
     };
-    let uncompressed = chunk.uncompressed_offset >> 12
-        | u64::from(chunk.uncompressed_size - 1) << 32
-        | u64::from(flags.bits()) << 56;
-    let compressed = start | u64::from(chunk.compressed_size) << 40;
-    Ok(ChunkInfoV2 { uncompressed: uncompressed.into(), compressed: compressed.into(), data: data.into() })
+    Table::v2_entry(chunk, start, flags, data)
 }
 
 fn check_limits(compressed_offset: u64, chunk: &Chunk) -> Result<(), BuildError> {

@@ -13,7 +13,7 @@ mod whiteout;
 pub(crate) use directory::DirectorySource;
 pub(crate) use piece::{Expected, Input, Piece, ReadError, Task};
 
-pub(crate) use tar::{TarIndex, TarSource};
+pub(crate) use tar::{Reference, ReferenceChunk, TarIndex, TarSource};
 
 use crate::error::BuildError;
 use crate::tree::{NodeId, Tree};

@@ -28,6 +28,13 @@ pub type View = BTreeMap<Vec<u8>, Entry>;
 
 /// What an image of `root` must show.
 pub fn of_directory(root: &Path) -> View {
+    let mut view = of_directory_with_root_time(root);
+    view.get_mut(&b"/"[..]).unwrap().mtime = (0, 0);
+    view
+}
+
+/// The same with the root's modification time, which only directory builds drop.
+pub fn of_directory_with_root_time(root: &Path) -> View {
     let mut view = View::new();
     let mut names: HashMap<(u64, u64), Vec<Vec<u8>>> = HashMap::new();
     walk(root, b"", &mut view, &mut names);
@@ -40,8 +47,6 @@ pub fn of_directory(root: &Path) -> View {
             entry.first_name = first.clone();
         }
     }
-    let root = view.get_mut(&b"/"[..]).unwrap();
-    root.mtime = (0, 0);
     view
 }
 

@@ -78,6 +78,11 @@ impl<R: Read> Entries<R> {
         &self.input
     }
 
+    /// The input, to ask it for positions; nothing must be read from it.
+    pub(crate) fn get_mut(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// The input, to read what follows the archive.
     pub(crate) fn into_inner(self) -> R {
         self.input
@@ -87,9 +92,14 @@ impl<R: Read> Entries<R> {
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let mut pax = self.global.clone();
         let (mut long_name, mut long_link) = (None, None);
+        let mut about_next = false;
         loop {
             self.skip_rest()?;
-            let Some(header) = self.header()? else { return Ok(None) };
+            let Some(header) = self.header()? else {
+                // Records that are for nothing: the entry they came before is missing.
+                return if about_next { Err(self.truncated()) } else { Ok(None) };
+            };
+            about_next = matches!(header.kind, Kind::PaxNext | Kind::LongName | Kind::LongLink);
             self.unread = header.size;
             self.set_padding();
             match header.kind {

@@ -70,14 +70,15 @@ impl Header {
             return Ok(None);
         }
         let (field, rest) = (&block[148..156], [&block[..148], &block[156..]]);
-        let stored = number(field)?;
+        let wrong = || "header checksum is wrong: damaged, or no tar archive".to_owned();
+        let stored = number(field).map_err(|_| wrong())?;
         let spaces = i128::from(b' ') * 8;
         let unsigned: i128 = rest.iter().flat_map(|part| part.iter()).map(|b| i128::from(*b)).sum();
         // Some old programs added up signed bytes.
         let signed: i128 =
             rest.iter().flat_map(|part| part.iter()).map(|b| i128::from(b.cast_signed())).sum();
         if stored != unsigned + spaces && stored != signed + spaces {
-            return Err("header checksum is wrong: damaged, or no tar archive".to_owned());
+            return Err(wrong());
         }
         let kind = match block[156] {
             b'0' | 0 => Kind::File,

@@ -5,8 +5,13 @@
 
 mod entries;
 mod header;
+mod huffman;
+mod inflate;
 mod pax;
+mod reference;
 mod stream;
+
+pub(crate) use self::reference::{Reference, ReferenceChunk};
 
 use self::entries::{Entries, Entry, TarError};
 use self::header::Kind;
@@ -19,6 +24,7 @@ use crate::progress::Progress;
 use crate::tree::{Attributes, NameIndex, NodeId, ROOT, S_IFDIR, S_IFMT, Tree};
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -70,6 +76,24 @@ impl TarSource {
         options: &ImageOptions,
         progress: Arc<Progress>,
     ) -> Result<(Self, Tree), BuildError> {
+        Self::open_stream(path, options, progress, Stream::new)
+    }
+
+    /// The same for [`TarSource::refer`], which needs to know where in a gzip file things are.
+    pub(crate) fn open_indexed(
+        path: &Path,
+        options: &ImageOptions,
+        progress: Arc<Progress>,
+    ) -> Result<(Self, Tree), BuildError> {
+        Self::open_stream(path, options, progress, Stream::indexed)
+    }
+
+    fn open_stream(
+        path: &Path,
+        options: &ImageOptions,
+        progress: Arc<Progress>,
+        make: fn(Box<dyn Read + Send>) -> io::Result<Stream>,
+    ) -> Result<(Self, Tree), BuildError> {
         let kind = std::fs::metadata(path).map_err(BuildError::io("open", path))?.file_type();
         if !kind.is_file() && !kind.is_fifo() && !kind.is_char_device() {
             let reason = "specified path must be a regular/fifo/char_device file".to_owned();
@@ -77,7 +101,7 @@ impl TarSource {
         }
         let file = File::open(path).map_err(BuildError::io("open", path))?;
         let (input, passed) = Digesting::new(file);
-        let stream = Stream::new(Box::new(input)).map_err(BuildError::io("read", path))?;
+        let stream = make(Box::new(input)).map_err(BuildError::io("read", path))?;
         let source = Self {
             path: path.to_path_buf(),
             entries: Some(Entries::new(stream)),

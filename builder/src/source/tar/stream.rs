@@ -2,6 +2,7 @@
 //!
 //! Owns: telling gzip, zstd and plain apart by their first bytes, reading to the very end. Does not own: tar.
 
+use super::inflate::Inflater;
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 use std::fmt;
@@ -13,7 +14,8 @@ const BUFFER: usize = 256 << 10;
 const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 0x08];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-type Raw = BufReader<Box<dyn Read + Send>>;
+/// Bytes of the file.
+pub(crate) type Raw = BufReader<Box<dyn Read + Send>>;
 
 /// The plain bytes of an archive.
 pub(crate) enum Stream {
@@ -21,6 +23,8 @@ pub(crate) enum Stream {
     Plain(Raw),
     /// gzip, of any number of members.
     Gzip(Box<MultiGzDecoder<Raw>>),
+    /// gzip, with positions of deflate blocks.
+    Indexed(Box<Inflater<Raw>>),
     /// zstd, of any number of frames.
     Zstd(Box<zstd::stream::read::Decoder<'static, Raw>>),
 }
@@ -30,6 +34,7 @@ impl fmt::Debug for Stream {
         f.write_str(match self {
             Self::Plain(_) => "Plain",
             Self::Gzip(_) => "Gzip",
+            Self::Indexed(_) => "Indexed",
             Self::Zstd(_) => "Zstd",
         })
     }
@@ -38,15 +43,37 @@ impl fmt::Debug for Stream {
 impl Stream {
     /// Looks at the first bytes of `input`.
     pub(crate) fn new(input: Box<dyn Read + Send>) -> io::Result<Self> {
+        Self::open(input, |raw| Self::Gzip(Box::new(MultiGzDecoder::new(raw))))
+    }
+
+    /// As [`Stream::new`], but a gzip stream knows where its blocks begin.
+    pub(crate) fn indexed(input: Box<dyn Read + Send>) -> io::Result<Self> {
+        Self::open(input, |raw| Self::Indexed(Box::new(Inflater::new(raw))))
+    }
+
+    fn open(input: Box<dyn Read + Send>, gzip: fn(Raw) -> Self) -> io::Result<Self> {
         let mut raw: Raw = BufReader::with_capacity(BUFFER, Box::new(Whole(input)));
         let head = raw.fill_buf()?;
         if head.starts_with(&GZIP_MAGIC) {
-            Ok(Self::Gzip(Box::new(MultiGzDecoder::new(raw))))
+            Ok(gzip(raw))
         } else if head.starts_with(&ZSTD_MAGIC) {
             Ok(Self::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(raw)?)))
         } else {
             Ok(Self::Plain(raw))
         }
+    }
+
+    /// The inflater of an indexed gzip stream.
+    pub(crate) fn inflater(&mut self) -> Option<&mut Inflater<Raw>> {
+        match self {
+            Self::Indexed(inflater) => Some(inflater),
+            _ => None,
+        }
+    }
+
+    /// Whether it is zstd.
+    pub(crate) fn is_zstd(&self) -> bool {
+        matches!(self, Self::Zstd(_))
     }
 
     /// Whether the bytes are those of the file.
@@ -61,6 +88,7 @@ impl Stream {
         let raw = match self {
             Self::Plain(_) => return rest.map(drop),
             Self::Gzip(decoder) => decoder.into_inner(),
+            Self::Indexed(inflater) => inflater.into_inner(),
             Self::Zstd(decoder) => decoder.finish(),
         };
         if let Err(e) = rest {
@@ -75,6 +103,7 @@ impl Read for Stream {
         match self {
             Self::Plain(raw) => raw.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
+            Self::Indexed(inflater) => inflater.read(buffer),
             Self::Zstd(decoder) => decoder.read(buffer),
         }
     }
