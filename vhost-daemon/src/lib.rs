@@ -1,10 +1,12 @@
 //! rafsd: serves RAFS images to virtual machines over virtio-fs.
 //!
 //! What lives here: [`fuse`] (the wire and its dispatch, no transport), [`virtio`] (the vhost-user device,
-//! the only place that touches guest memory), [`mounts`] (what guests see), [`config`] (configuration
-//! files) and [`cli`] (the command line). Images and their data are the library `rafs`.
+//! the only place that touches guest memory), [`mounts`] (what guests see), `config` (configuration
+//! files) and `cli` (the command line). Images and their data are the library `rafs`.
 
+#[cfg(feature = "daemon")]
 pub mod cli;
+#[cfg(feature = "daemon")]
 pub mod config;
 pub mod fuse;
 mod log_limit;
