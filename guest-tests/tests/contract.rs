@@ -2,15 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
 
+mod common;
+
 use std::collections::BTreeMap;
 
+use common::{both, check, connect, errno, nodes};
 use guest_tests::frontend::client::{ROOT, init};
 use guest_tests::frontend::device::{Device, Shape};
 use guest_tests::frontend::fuse::{
     ATTR_OUT, Body, DirEntry, Fields, INIT_EXT, INIT_FLAGS, InitOut, MAX_PAGES, WRITEBACK_CACHE, forget_in,
     getattr_in, getxattr_in, init_in, listxattr_in, op, parse_attr_out, read_in,
 };
-use guest_tests::frontend::{Client, FrontendError, Options, Session};
+use guest_tests::frontend::{Client, Options, Session};
 use guest_tests::support::served::Served;
 use sha2::{Digest, Sha256};
 
@@ -21,59 +24,6 @@ const EROFS: i32 = 30;
 const ERANGE: i32 = 34;
 const ENODATA: i32 = 61;
 const EPROTO: i32 = 71;
-
-/// What is asked, opcode, node, body, room for the reply, and the errnos that are right.
-type Row = (String, u32, u64, Vec<u8>, u32, &'static [i32]);
-
-fn both(test: impl Fn(&Served)) {
-    for name in ["v5-zstd-blake3", "v6-zstd-blake3"] {
-        test(&Served::case(name, 2).unwrap());
-    }
-}
-
-fn connect(f: &Served) -> Client {
-    f.client().unwrap()
-}
-
-fn errno(result: Result<Vec<u8>, FrontendError>) -> i32 {
-    match result {
-        Ok(_) => 0,
-        Err(FrontendError::Errno { errno, .. }) => errno,
-        Err(other) => panic!("{other}"),
-    }
-}
-
-/// One node of each kind by a short name.
-fn nodes(client: &mut Client) -> BTreeMap<&'static str, u64> {
-    let paths = [
-        ("reg", "/sizes/f4097"),
-        ("empty", "/sizes/f0"),
-        ("dir", "/names"),
-        ("symlink", "/sym/rel"),
-        ("char", "/dev/c"),
-        ("block", "/dev/b"),
-        ("fifo", "/dev/fifo"),
-        ("socket", "/dev/sock"),
-        ("xattrs", "/xa/user"),
-    ];
-    let mut out = BTreeMap::from([("root", ROOT)]);
-    for (name, path) in paths {
-        out.insert(name, client.resolve(path.as_bytes()).unwrap().node);
-    }
-    out
-}
-
-/// Checks rows of (what, opcode, node, body, room, errno) and shows all that are wrong at once.
-fn check(client: &mut Client, rows: Vec<Row>) {
-    let mut wrong = Vec::new();
-    for (what, opcode, node, body, room, want) in rows {
-        let got = errno(client.call(opcode, node, &body, room));
-        if !want.contains(&got) {
-            wrong.push(format!("{what}: errno {got}, not {want:?}"));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
 
 #[test]
 fn reads_at_the_limits() {
