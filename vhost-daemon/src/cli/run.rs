@@ -154,6 +154,7 @@ fn raise_file_limit(wanted: u64) {
     }
     let allowed = Rlimit { current: now.maximum, maximum: now.maximum };
     if setrlimit(Resource::Nofile, allowed).is_err() || now.maximum.is_some_and(|m| m < wanted) {
-        tracing::warn!("may not raise the limit of open files to {wanted}; going on with {:?}", now.maximum);
+        let limit = now.maximum.map_or_else(|| "what there is".to_owned(), |n| n.to_string());
+        tracing::warn!("may not raise the limit of open files to {wanted}; going on with {limit}");
     }
 }
