@@ -2,14 +2,30 @@
 "use strict";
 (() => {
   const { nodes, classes, layers } = JSON.parse(document.getElementById("data").textContent);
-  const DIRECTORY = -1, REST = -2;
-  const HEADER = 18, GAP = 2, CELLS_MAX = 1500;
+  const DIRECTORY = -1;
+  const HEADER = 18, GAP = 2, CELLS_MAX = 2500;
   const map = document.getElementById("treemap");
   const crumbs = document.getElementById("crumbs");
   const detail = document.getElementById("detail");
   const legend = document.getElementById("legend");
   const children = nodes.names.map(() => []);
   for (let n = 1; n < nodes.names.length; n++) children[nodes.parents[n]].push(n);
+  // Of a directory that is drawn closed: the class and the layer that most of its bytes have, as far as nodes tell.
+  const most = (of) => {
+    const sums = nodes.names.map(() => null);
+    const mostly = of.slice();
+    for (let n = nodes.names.length - 1; n >= 0; n--) {
+      if (sums[n]) mostly[n] = [...sums[n]].reduce((a, b) => (b[1] > a[1] ? b : a))[0];
+      if (n === 0) break;
+      const above = (sums[nodes.parents[n]] ??= new Map());
+      for (const [key, bytes] of sums[n] ?? [[of[n], nodes.plain[n] + nodes.stored[n]]]) {
+        above.set(key, (above.get(key) ?? 0) + bytes);
+      }
+      sums[n] = null;
+    }
+    return mostly;
+  };
+  const mostlyClass = most(nodes.classes), mostlyLayer = most(nodes.layers);
   const state = { at: 0, area: "stored", colour: "class" };
   let cells = new Map();
 
@@ -40,17 +56,15 @@
     return r === null ? "none" : "r" + (r < 0.2 ? 0 : r < 0.4 ? 1 : r < 0.6 ? 2 : r < 0.9 ? 3 : 4);
   };
   const colour = (n) => {
-    if (isDir(n)) return "";
     if (state.colour === "ratio") return ratioClass(n);
-    if (nodes.classes[n] === REST) return "none";
-    if (state.colour === "layer") return nodes.layers[n] < 0 ? "none" : "l" + (nodes.layers[n] % 10);
-    return "k" + nodes.classes[n];
+    const [of, key] = state.colour === "layer" ? [mostlyLayer, "l"] : [mostlyClass, "k"];
+    return of[n] < 0 ? "none" : key + (of[n] % 10);
   };
   const describe = (n) => {
     const r = ratio(n);
     const share = size(state.at) > 0 ? ", " + ((size(n) / size(state.at)) * 100).toFixed(1) + "% of what is shown" : "";
     return path(n) + " – " + bytes(nodes.plain[n]) + " before, " + bytes(nodes.stored[n]) + " stored"
-      + (r === null ? "" : " (" + Math.round(r * 100) + "%)")
+      + (r === null ? "" : " (" + Math.floor(r * 100) + "%)")
       + (isDir(n) ? ", " + count(nodes.files[n]) + (nodes.files[n] === 1 ? " file" : " files") : "") + share;
   };
 
@@ -88,8 +102,9 @@
   };
 
   const addCell = (n, x, y, w, h, level) => {
-    const open = isDir(n) && children[n].length > 0;
-    const cell = make("div", "cell " + (isDir(n) ? "dir" + (open ? "" : " closed") : colour(n)));
+    const into = isDir(n) && children[n].length > 0;
+    const open = into && level < 8 && w > 44 && h > 40;
+    const cell = make("div", "cell " + (open ? "dir open" : (isDir(n) ? "dir " : "") + colour(n)));
     cell.style.left = x + "px";
     cell.style.top = y + "px";
     cell.style.width = Math.max(w - GAP, 1) + "px";
@@ -99,24 +114,32 @@
     cell.setAttribute("role", "treeitem");
     cell.setAttribute("aria-level", level);
     cell.setAttribute("aria-label", describe(n));
-    if (open) cell.setAttribute("aria-expanded", "true");
-    if (w > 34 && h > 15) {
+    if (into) cell.setAttribute("aria-expanded", open ? "true" : "false");
+    if (w > 34 && h > 16) {
+      cell.classList.add("named");
       cell.append(nodes.names[n] + (isDir(n) ? "/" : ""));
       if (w > 110) cell.append(" ", make("small", "", bytes(size(n))));
     }
     map.append(cell);
     cells.set(n, cell);
+    return open;
   };
 
-  const fill = (n, x, y, w, h, level) => {
-    const items = children[n].filter((c) => size(c) > 0).sort((a, b) => size(b) - size(a));
-    squarify(items, x, y, w, h, (c, cx, cy, cw, ch) => {
-      if (cells.size >= CELLS_MAX || cw < 3 || ch < 3) return;
-      addCell(c, cx, cy, cw, ch, level);
-      if (isDir(c) && cw > 40 && ch > 40 && level < 7) {
-        fill(c, cx + 4, cy + HEADER, cw - GAP - 6, ch - HEADER - GAP - 3, level + 1);
+  // The largest directories are filled first, so that what there is no room for is small everywhere.
+  const fill = (root, width, height) => {
+    let waiting = [{ n: root, x: GAP, y: GAP, w: width - GAP, h: height - GAP, level: 1 }];
+    while (waiting.length > 0) {
+      const next = [];
+      for (const { n, x, y, w, h, level } of waiting) {
+        const items = children[n].filter((c) => size(c) > 0).sort((a, b) => size(b) - size(a));
+        squarify(items, x, y, w, h, (c, cx, cy, cw, ch) => {
+          if (cells.size >= CELLS_MAX || cw < 3 || ch < 3) return;
+          if (!addCell(c, cx, cy, cw, ch, level)) return;
+          next.push({ n: c, x: cx + 4, y: cy + HEADER, w: cw - GAP - 6, h: ch - HEADER - GAP - 3, level: level + 1 });
+        });
       }
-    });
+      waiting = next.sort((a, b) => b.w * b.h - a.w * a.h);
+    }
   };
 
   const drawCrumbs = () => {
@@ -154,7 +177,7 @@
   const draw = () => {
     cells = new Map();
     map.replaceChildren();
-    fill(state.at, GAP, GAP, map.clientWidth - GAP, map.clientHeight - GAP, 1);
+    fill(state.at, map.clientWidth, map.clientHeight);
     if (cells.size === 0) {
       map.append(make("p", "", nodes.files[state.at] > 0 ? "The files in here have no bytes to show." : "There are no files in here."));
     }
