@@ -11,7 +11,11 @@ pub(crate) fn bytes(n: u64) -> String {
         (tenths, unit) = (tenths / 1024, unit + 1);
     }
     let unit = UNITS.get(unit).unwrap_or(&"EiB");
-    if tenths >= 1000 { format!("{} {unit}", tenths / 10) } else { format!("{}.{} {unit}", tenths / 10, tenths % 10) }
+    if tenths >= 1000 {
+        format!("{} {unit}", tenths / 10)
+    } else {
+        format!("{}.{} {unit}", tenths / 10, tenths % 10)
+    }
 }
 
 /// A count with its thousands apart: `1,234,567`.
@@ -19,7 +23,7 @@ pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -44,6 +48,9 @@ mod tests {
         ] {
             assert_eq!(bytes(n), text);
         }
-        assert_eq!((count(999), count(1000), count(1_234_567)), ("999".into(), "1,000".into(), "1,234,567".into()));
+        assert_eq!(
+            (count(999), count(1000), count(1_234_567)),
+            ("999".into(), "1,000".into(), "1,234,567".into())
+        );
     }
 }

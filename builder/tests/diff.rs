@@ -159,7 +159,9 @@ fn every_attribute_is_found_and_only_what_changed() {
     // Times differ everywhere: one file says whether they are compared, the others are made to agree.
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
     for (root, other) in [(a.path(), 0), (b.path(), 7)] {
-        for name in ["same", "mode", "mtime", "content", "xattr", "type", "h1", "h2", "alone", "size", "owner"] {
+        for name in
+            ["same", "mode", "mtime", "content", "xattr", "type", "h1", "h2", "alone", "size", "owner"]
+        {
             let Ok(file) = fs::File::open(root.join(name)) else { continue };
             let nanos = std::time::Duration::from_nanos(if name == "mtime" { other } else { 1 });
             file.set_modified(time + nanos).unwrap();

@@ -163,7 +163,8 @@ fn in_words(summary: &DiffSummary) -> anyhow::Result<String> {
         plain_bytes: chunks.same_blob.plain_bytes + chunks.other_blob.plain_bytes,
         stored_bytes: chunks.same_blob.stored_bytes.saturating_add(chunks.other_blob.stored_bytes),
     };
-    for (name, sum) in [("chunks of B", &chunks.total), ("  shared with A", &shared), ("  new", &chunks.new)] {
+    for (name, sum) in [("chunks of B", &chunks.total), ("  shared with A", &shared), ("  new", &chunks.new)]
+    {
         writeln!(
             text,
             "{name}: {}, {} plain, {about}{} stored",
@@ -212,7 +213,10 @@ impl<'a> Sink<'a> {
     fn flush(&mut self) -> Result<(), BuildError> {
         match &mut self.target {
             Target::Stdout(stdout) => {
-                stdout.write_all(&self.buffer).and_then(|()| stdout.flush()).map_err(BuildError::io("write", "-"))?;
+                stdout
+                    .write_all(&self.buffer)
+                    .and_then(|()| stdout.flush())
+                    .map_err(BuildError::io("write", "-"))?;
             }
             Target::File(output) => output.write(&self.buffer)?,
         }

@@ -137,8 +137,9 @@ impl Account {
         let has = self.contents.contains(&key);
         // gzip only reads; a tree that is packed again gets the default.
         let compressor = if compressor == Compressor::Gzip { Compressor::Zstd } else { compressor };
-        let smaller = codec::compress(compressor, bytes, &mut self.compressed)
-            .map_err(|e| BuildError::Options(format!("cannot compress a piece of {} bytes: {e}", piece.len)))?;
+        let smaller = codec::compress(compressor, bytes, &mut self.compressed).map_err(|e| {
+            BuildError::Options(format!("cannot compress a piece of {} bytes: {e}", piece.len))
+        })?;
         let stored = if smaller { self.compressed.len() } else { bytes.len() } as u64;
         // A directory built over the first side (as its parent or dictionary) refers to the chunks that are there.
         let sum = if has { &mut self.report.same_blob } else { &mut self.report.new };

@@ -70,7 +70,9 @@ impl<'a, 'f> Pieces<'a, 'f> {
                 let chunks = image.chunks(inode, 0, inode.size).map_err(|e| corrupt(image, e))?;
                 Ok(Self::Image(facts, chunks))
             }
-            (Side::Directory(dir), _, _) => Ok(Self::File(Box::new(CutFile::open(dir, path, node, cut, buffer)?))),
+            (Side::Directory(dir), _, _) => {
+                Ok(Self::File(Box::new(CutFile::open(dir, path, node, cut, buffer)?)))
+            }
             _ => Ok(Self::None),
         }
     }
@@ -186,7 +188,11 @@ pub(super) fn compare(a: Option<&Piece>, b: Option<&Piece>, same_place: bool) ->
         (Some(a), Some(b)) if (a.offset, a.len) == (b.offset, b.len) => match (&a.digest, &b.digest) {
             _ if same_place => Verdict::Same,
             (Some(a), Some(b)) if a.0 == b.0 => {
-                if a.1 == b.1 { Verdict::Same } else { Verdict::Different }
+                if a.1 == b.1 {
+                    Verdict::Same
+                } else {
+                    Verdict::Different
+                }
             }
             _ => Verdict::Unknown,
         },
@@ -196,7 +202,14 @@ pub(super) fn compare(a: Option<&Piece>, b: Option<&Piece>, same_place: bool) ->
 
 /// Plain bytes of a file, one block after the other.
 pub(super) enum Bytes<'a, 'f> {
-    Image { data: FileData<'f>, chunks: Chunks<'a>, path: Vec<u8>, size: u64, at: u64, next: Option<ChunkRef> },
+    Image {
+        data: FileData<'f>,
+        chunks: Chunks<'a>,
+        path: Vec<u8>,
+        size: u64,
+        at: u64,
+        next: Option<ChunkRef>,
+    },
     File(CutFile<'f>),
 }
 
@@ -229,7 +242,8 @@ impl<'a, 'f> Bytes<'a, 'f> {
                 })
             }
             (Side::Directory(dir), _) => {
-                let cut = Cut { chunk_size: u32::try_from(BLOCK).unwrap_or(1 << 20), digester: Digester::Blake3 };
+                let cut =
+                    Cut { chunk_size: u32::try_from(BLOCK).unwrap_or(1 << 20), digester: Digester::Blake3 };
                 Ok(Self::File(CutFile::open(dir, path, node, cut, buffer)?))
             }
             _ => Err(BuildError::Options("a side does not hold its own entry".to_owned())),

@@ -76,12 +76,14 @@ pub fn diff(
     let images = [open(&options.sides[0])?, open(&options.sides[1])?];
     if images.iter().all(Option::is_none) {
         return Err(BuildError::Options(
-            "both sides are directories: one of them must be an image (diff -r compares directories)".to_owned(),
+            "both sides are directories: one of them must be an image (diff -r compares directories)"
+                .to_owned(),
         ));
     }
     let facts = images.each_ref().map(|image| image.as_ref().map(ChunkFacts::new));
     let mut names = BlobNames::default();
-    let numbers = images.each_ref().map(|image| image.as_ref().map_or_else(Vec::new, |image| names.of(image)));
+    let numbers =
+        images.each_ref().map(|image| image.as_ref().map_or_else(Vec::new, |image| names.of(image)));
     let side = |n: usize| match &images[n] {
         Some(image) => Ok(Side::Image(image)),
         None => Side::directory(&options.sides[n]),
@@ -130,12 +132,12 @@ fn open(path: &Path) -> Result<Option<Image>, BuildError> {
 
 /// How `image` cuts and names files: by its first blob, for in v6 each has a digester of its own.
 fn cut(image: &Image) -> Cut {
-    let digester = image.blobs().first().map_or(image.digester(), |blob| blob.digester);
+    let digester = image.blobs().first().map_or_else(|| image.digester(), |blob| blob.digester);
     Cut { chunk_size: image.chunk_size(), digester }
 }
 
 fn compressor(image: &Image) -> Compressor {
-    image.blobs().last().map_or(image.compressor(), |blob| blob.compressor)
+    image.blobs().last().map_or_else(|| image.compressor(), |blob| blob.compressor)
 }
 
 /// The blobs of one side, opened when they are first needed.

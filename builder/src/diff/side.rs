@@ -119,6 +119,9 @@ pub(super) enum Listing<'a> {
     Names(std::vec::IntoIter<CString>),
 }
 
+/// Name and value of an extended attribute.
+pub(super) type Pair = (Vec<u8>, Vec<u8>);
+
 /// A listed entry.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -215,11 +218,7 @@ impl<'a> Side<'a> {
     }
 
     /// Extended attributes of the entry at `path`, sorted by name.
-    pub(super) fn xattrs(
-        &mut self,
-        path: &[u8],
-        node: &Node,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, BuildError> {
+    pub(super) fn xattrs(&mut self, path: &[u8], node: &Node) -> Result<Vec<Pair>, BuildError> {
         let mut pairs = match (self, node) {
             (Self::Image(image), Node::Image(inode)) => {
                 let xattrs = image.xattrs(inode).map_err(|e| corrupt(image, e))?;
@@ -230,9 +229,9 @@ impl<'a> Side<'a> {
             }
             (Self::Directory(dir), _) => {
                 let (fd, name) = dir.parent(path)?;
-                dir.xattrs.read(fd.as_fd(), &name).map_err(|e| {
-                    BuildError::io("read extended attributes of", dir.shown(path))(e)
-                })?
+                dir.xattrs
+                    .read(fd.as_fd(), &name)
+                    .map_err(|e| BuildError::io("read extended attributes of", dir.shown(path))(e))?
             }
             _ => Vec::new(),
         };

@@ -5,7 +5,7 @@
 use super::account::{Account, place};
 use super::change::{Change, ChangeKind, Difference};
 use super::content::{self, Bytes, Cut, Piece, Pieces, Verdict};
-use super::side::{Entry, Listing, Node, Side};
+use super::side::{Entry, Listing, Node, Pair, Side};
 use super::{DiffOptions, DiffSummary, blobs_of};
 use crate::blobs::Blobs;
 use crate::error::BuildError;
@@ -186,8 +186,7 @@ impl<'a> Walk<'a, '_> {
         if self.images[n].is_some() {
             return Ok(());
         }
-        let mut pieces =
-            Pieces::new(&mut self.sides[n], None, self.cut, path, node, &mut self.buffers[n])?;
+        let mut pieces = Pieces::new(&mut self.sides[n], None, self.cut, path, node, &mut self.buffers[n])?;
         while let Some(piece) = pieces.next()? {
             count(&mut self.account, n, &piece, &pieces, self.compressor)?;
         }
@@ -251,7 +250,7 @@ fn count(
 }
 
 /// Both lists are sorted by name.
-fn xattrs(a: &[(Vec<u8>, Vec<u8>)], b: &[(Vec<u8>, Vec<u8>)], differences: &mut Vec<Difference>) {
+fn xattrs(a: &[Pair], b: &[Pair], differences: &mut Vec<Difference>) {
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
     loop {
         let order = match (a.peek(), b.peek()) {

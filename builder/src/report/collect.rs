@@ -45,7 +45,7 @@ pub(crate) fn collect<'a>(facts: &ChunkFacts<'a>, path: &Path) -> Result<Report<
     let mut names: Vec<String> = image.blobs().iter().map(|blob| blob.compressor.to_string()).collect();
     names.sort();
     names.dedup();
-    let digester = image.blobs().first().map_or(image.digester(), |blob| blob.digester);
+    let digester = image.blobs().first().map_or_else(|| image.digester(), |blob| blob.digester);
     Ok(Report {
         name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         version: image.version().to_string(),
@@ -127,7 +127,9 @@ struct Pass<'a, 'f> {
 
 /// Where a chunk is.
 fn place(chunk: &ChunkRef) -> u128 {
-    u128::from(chunk.blob.0) << 96 | u128::from(chunk.uncompressed_size) << 64 | u128::from(chunk.uncompressed_offset)
+    u128::from(chunk.blob.0) << 96
+        | u128::from(chunk.uncompressed_size) << 64
+        | u128::from(chunk.uncompressed_offset)
 }
 
 /// What a chunk holds, as far as it is known.
@@ -150,8 +152,10 @@ impl<'a, 'f> Pass<'a, 'f> {
                 ..Layer::default()
             })
             .collect();
-        let classes =
-            Class::ALL.iter().map(|class| Kind { name: class.name().to_owned(), ..Kind::default() }).collect();
+        let classes = Class::ALL
+            .iter()
+            .map(|class| Kind { name: class.name().to_owned(), ..Kind::default() })
+            .collect();
         let root = image.inode(image.root()).map_err(|e| corrupt(image, e))?;
         Ok(Self {
             facts,
@@ -195,7 +199,12 @@ impl<'a, 'f> Pass<'a, 'f> {
     }
 
     /// Takes a file into account. `None`: another name of one that was seen.
-    fn file(&mut self, dir: DirId, name: &'a [u8], inode: &Inode) -> Result<Option<FileNode<'a>>, BuildError> {
+    fn file(
+        &mut self,
+        dir: DirId,
+        name: &'a [u8],
+        inode: &Inode,
+    ) -> Result<Option<FileNode<'a>>, BuildError> {
         if inode.nlink > 1 && !self.linked.insert(inode.number.0) {
             self.totals.hardlinks += 1;
             return Ok(None);
@@ -265,15 +274,20 @@ impl<'a, 'f> Pass<'a, 'f> {
             }
             self.largest.pop();
         }
-        let file = LargeFile { path: self.tree.path(dir, name), file_bytes: plain, stored_bytes: stored, layer };
+        let file =
+            LargeFile { path: self.tree.path(dir, name), file_bytes: plain, stored_bytes: stored, layer };
         self.largest.push(Reverse(Found { order, file }));
     }
 
     /// The contents with most bytes in further uses, and who uses them.
     fn duplicates(&mut self) -> Result<Vec<Duplicate>, BuildError> {
         let weight = |one: &Use| (one.references - 1).saturating_mul(u64::from(one.len));
-        let mut shared: Vec<(u128, Use)> =
-            self.contents.iter().filter(|(_, one)| one.references > 1).map(|(key, one)| (*key, *one)).collect();
+        let mut shared: Vec<(u128, Use)> = self
+            .contents
+            .iter()
+            .filter(|(_, one)| one.references > 1)
+            .map(|(key, one)| (*key, *one))
+            .collect();
         shared.sort_unstable_by_key(|(key, one)| (Reverse(weight(one)), *key));
         shared.truncate(DUPLICATES);
         let slots: HashMap<u128, usize> = shared.iter().zip(0..).map(|((key, _), at)| (*key, at)).collect();

@@ -65,9 +65,9 @@ pub(super) fn of(name: &[u8], mode: u32) -> (Class, Vec<u8>) {
         b"py" | b"rs" | b"c" | b"h" | b"cc" | b"cpp" | b"hpp" | b"js" | b"mjs" | b"ts" | b"tsx" | b"jsx"
         | b"go" | b"java" | b"rb" | b"pl" | b"pm" | b"php" | b"lua" | b"tcl" | b"el" | b"scm" | b"css"
         | b"scss" | b"vue" | b"r" | b"pyi" | b"cmake" | b"m4" | b"sql" => Class::Source,
-        b"txt" | b"md" | b"rst" | b"html" | b"htm" | b"xml" | b"json" | b"yaml" | b"yml" | b"toml" | b"conf"
-        | b"cfg" | b"ini" | b"csv" | b"tsv" | b"log" | b"po" | b"pot" | b"tex" | b"desktop" | b"service"
-        | b"list" | b"properties" | b"map" | b"svg" | b"pem" | b"crt" => Class::Text,
+        b"txt" | b"md" | b"rst" | b"html" | b"htm" | b"xml" | b"json" | b"yaml" | b"yml" | b"toml"
+        | b"conf" | b"cfg" | b"ini" | b"csv" | b"tsv" | b"log" | b"po" | b"pot" | b"tex" | b"desktop"
+        | b"service" | b"list" | b"properties" | b"map" | b"svg" | b"pem" | b"crt" => Class::Text,
         b"db" | b"sqlite" | b"sqlite3" | b"dat" | b"idx" | b"pak" | b"npy" | b"h5" | b"parquet" | b"onnx"
         | b"safetensors" | b"pt" | b"pth" | b"gguf" | b"mo" | b"cache" | b"rdb" | b"bdb" | b"model"
         | b"pb" => Class::Data,

@@ -89,9 +89,10 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// Bytes of chunk data that no file uses.
+    /// Bytes of chunk data that no file uses; less than a byte a chunk is what estimates were rounded by.
     pub(crate) fn unused(&self) -> u64 {
-        self.data_bytes.saturating_sub(self.used_stored_bytes)
+        let unused = self.data_bytes.saturating_sub(self.used_stored_bytes);
+        if unused > self.used_chunks { unused } else { 0 }
     }
 }
 
@@ -150,9 +151,7 @@ impl Report<'_> {
             }
             value
         };
-        let kind = |k: &Kind| {
-            json!({"name": k.name, "files": k.files, "file_bytes": k.file_bytes, "stored_bytes": k.stored_bytes})
-        };
+        let kind = |k: &Kind| json!({"name": k.name, "files": k.files, "file_bytes": k.file_bytes, "stored_bytes": k.stored_bytes});
         let file = |f: &LargeFile| {
             let value = json!({"file_bytes": f.file_bytes, "stored_bytes": f.stored_bytes, "layer": f.layer});
             path("path", &f.path, value)

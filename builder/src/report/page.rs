@@ -129,7 +129,8 @@ fn write(report: &Report<'_>, out: &mut String) -> fmt::Result {
     largest(report, out)?;
     duplicates(report, out)?;
     let classes: Vec<&str> = report.classes.iter().map(|class| class.name.as_str()).collect();
-    let data = serde_json::json!({"nodes": report.tree.nodes(), "classes": classes, "layers": report.layers.len()});
+    let data =
+        serde_json::json!({"nodes": report.tree.nodes(), "classes": classes, "layers": report.layers.len()});
     write!(
         out,
         "</main>\n<footer>Made by rafs-image from the bootstrap alone. Stored bytes are charged to the first file that uses \
@@ -153,18 +154,22 @@ fn head(report: &Report<'_>, name: &str, out: &mut String) -> fmt::Result {
         bytes(report.bootstrap_size)
     )?;
     let mut tile = |name: &str, value: String, note: String| {
-        write!(out, "<div><dt>{name}</dt><dd>{}<small>{}</small></dd></div>\n", Html(value), Html(note))
+        writeln!(out, "<div><dt>{name}</dt><dd>{}<small>{}</small></dd></div>", Html(value), Html(note))
     };
     tile(
         "Files",
         count(totals.files),
-        format!(
-            "{} directories, {} symlinks{}{}",
-            count(totals.directories),
-            count(totals.symlinks),
-            if totals.hardlinks > 0 { format!(", {} hardlinks", count(totals.hardlinks)) } else { String::new() },
-            if totals.specials > 0 { format!(", {} special", count(totals.specials)) } else { String::new() },
-        ),
+        [
+            (totals.directories, "directory", "directories"),
+            (totals.symlinks, "symlink", "symlinks"),
+            (totals.hardlinks, "hardlink", "hardlinks"),
+            (totals.specials, "special", "special"),
+        ]
+        .iter()
+        .filter(|(n, ..)| *n > 0)
+        .map(|(n, one, many)| format!("{} {}", count(*n), if *n == 1 { one } else { many }))
+        .collect::<Vec<_>>()
+        .join(", "),
     )?;
     tile("Before compression", bytes(totals.file_bytes), format!("{} bytes", count(totals.file_bytes)))?;
     let saved = percent(totals.stored_bytes, totals.file_bytes);
@@ -187,7 +192,11 @@ fn head(report: &Report<'_>, name: &str, out: &mut String) -> fmt::Result {
     tile(
         "Layers",
         count(report.layers.len() as u64),
-        if unused > 0 { format!("{about}{} in them is not used", bytes(unused)) } else { "all of it used".to_owned() },
+        if unused > 0 {
+            format!("{about}{} in them is not used", bytes(unused))
+        } else {
+            "all of it used".to_owned()
+        },
     )?;
     out.write_str("</dl>\n")
 }
@@ -307,8 +316,9 @@ fn types(report: &Report<'_>, out: &mut String) -> fmt::Result {
         }
         Ok(())
     };
-    let most =
-        |kinds: &mut dyn Iterator<Item = &Kind>| kinds.map(|k| k.file_bytes.max(k.stored_bytes)).max().unwrap_or(0);
+    let most = |kinds: &mut dyn Iterator<Item = &Kind>| {
+        kinds.map(|k| k.file_bytes.max(k.stored_bytes)).max().unwrap_or(0)
+    };
     let head = "<div class=\"scroll\"><table><thead><tr><th>Type</th><th class=\"n\">Files</th><th class=\"n\">File bytes\
                 </th><th class=\"n\">Stored</th><th class=\"n\">Ratio</th><th class=\"wide\">Before and after</th></tr>\
                 </thead><tbody>\n";
@@ -344,7 +354,9 @@ fn largest(report: &Report<'_>, out: &mut String) -> fmt::Result {
 }
 
 fn duplicates(report: &Report<'_>, out: &mut String) -> fmt::Result {
-    out.write_str("<section aria-labelledby=\"shared-title\">\n<h2 id=\"shared-title\">Duplicate chunks</h2>\n")?;
+    out.write_str(
+        "<section aria-labelledby=\"shared-title\">\n<h2 id=\"shared-title\">Duplicate chunks</h2>\n",
+    )?;
     if report.duplicates.is_empty() {
         return out.write_str("<p>No chunk is used twice.</p>\n</section>\n");
     }

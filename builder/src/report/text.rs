@@ -54,7 +54,11 @@ fn write(report: &Report<'_>, out: &mut String) -> std::fmt::Result {
         bytes(totals.deduplicated_bytes)
     )?;
     if totals.stored_twice_bytes > 0 {
-        writeln!(out, "{about}{} are stored more than once, in several blobs", bytes(totals.stored_twice_bytes))?;
+        writeln!(
+            out,
+            "{about}{} are stored more than once, in several blobs",
+            bytes(totals.stored_twice_bytes)
+        )?;
     }
     let row = |out: &mut String, plain: u64, stored: u64, what: std::fmt::Arguments<'_>| {
         writeln!(out, "  {:>10}  {:>10}  {:>5}  {what}", bytes(plain), bytes(stored), ratio(stored, plain))
@@ -78,7 +82,12 @@ fn write(report: &Report<'_>, out: &mut String) -> std::fmt::Result {
     }
     writeln!(out, "\nTypes         files      stored         what")?;
     for kind in report.kinds.iter().take(ROWS) {
-        row(out, kind.file_bytes, kind.stored_bytes, format_args!("{}, {} files", kind.name, count(kind.files)))?;
+        row(
+            out,
+            kind.file_bytes,
+            kind.stored_bytes,
+            format_args!("{}, {} files", kind.name, count(kind.files)),
+        )?;
     }
     writeln!(out, "\nLargest files files      stored         what")?;
     for file in report.largest.iter().take(ROWS) {
