@@ -4,7 +4,7 @@
 
 use super::json::{Report, Trace};
 use super::progress::Bar;
-use super::{chunk_dict, prefetch, size};
+use super::{chunk_dict, interrupt, prefetch, size};
 use crate::build::{self, BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind};
 use crate::options::{ChunkSize, ImageOptions, Version, WhiteoutSpec};
 use crate::progress::Progress;
@@ -209,6 +209,7 @@ enum FeatureArg {
 pub(super) fn run(args: &CreateArgs, bar: &Bar) -> anyhow::Result<()> {
     let options = args.options()?;
     let progress = Arc::new(Progress::default());
+    interrupt::watch(&progress)?;
     let shown = bar.show(&progress);
     let report = build::create(&options, &progress).context("failed to build the image")?;
     drop(shown);
