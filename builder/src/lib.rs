@@ -20,18 +20,23 @@ mod blobs;
 mod build;
 mod build_ref;
 mod build_tarfs;
+#[cfg(feature = "cli")]
 pub mod cmd;
 mod diff;
 mod error;
 mod export;
+#[cfg(feature = "cli")]
 mod human;
 mod inspect;
 mod layer;
 mod options;
 mod output;
 mod pack;
+#[doc(hidden)]
+pub mod parsers;
 mod prefetch;
 mod progress;
+#[cfg(feature = "cli")]
 mod report;
 mod secret;
 mod source;

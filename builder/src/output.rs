@@ -212,7 +212,7 @@ impl Output {
 
 /// Makes the name of `path` last.
 fn sync_directory(path: &Path) -> Result<(), BuildError> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     match File::open(dir).and_then(|dir| dir.sync_all()) {
         // Directories that may be written but not read, and file systems without such a thing.
         Err(e) if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied) => {
@@ -277,7 +277,7 @@ mod tests {
         }
         assert!(output.syncing.is_some() && output.unsynced < SYNC_STEP);
         output.commit().unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 9 * 16 << 20);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 9 * (16 << 20));
     }
 
     #[test]

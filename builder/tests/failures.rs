@@ -235,7 +235,7 @@ fn a_build_that_is_told_to_stop_stops_and_says_where_it_was() {
         let args = ["create", "-t", "tar-rafs", "-B", path(&boot), "-D", path(&out), path(&pipe)];
         let output = signalled(&args, signal, &mut || {
             let mut file = File::options().write(true).open(&pipe).unwrap();
-            file.write_all(&tar::file("some/entry", &[1; 5000])[..2000]).unwrap();
+            file.write_all(&tar::file("some/entry", &[1; 50_000])[..6000]).unwrap();
             feeder = Some(file);
             std::thread::sleep(Duration::from_millis(300));
         });

@@ -7,7 +7,7 @@ mod directory;
 pub(crate) mod extents;
 pub(crate) mod listing;
 mod piece;
-mod tar;
+pub(crate) mod tar;
 mod whiteout;
 
 pub(crate) use directory::DirectorySource;

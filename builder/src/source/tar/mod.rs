@@ -6,7 +6,7 @@
 mod entries;
 mod header;
 mod huffman;
-mod inflate;
+pub(crate) mod inflate;
 mod pax;
 mod reference;
 mod stream;
@@ -15,7 +15,8 @@ pub(crate) use self::reference::{Reference, ReferenceChunk};
 
 use self::entries::{Entries, Entry, TarError};
 use self::header::Kind;
-use self::stream::{Digesting, Passed, Stream};
+pub(crate) use self::stream::Stream;
+use self::stream::{Digesting, Passed};
 use super::listing::device_number;
 use super::{Expected, Input, Piece, Source, Task};
 use crate::error::BuildError;
@@ -104,7 +105,7 @@ impl TarSource {
     }
 
     /// Reads the archive from `input`, and calls it `path` in messages.
-    fn read_from(
+    pub(crate) fn read_from(
         input: impl Read + Send + 'static,
         path: &Path,
         options: &ImageOptions,
