@@ -1,6 +1,6 @@
 //! V1: the JSON that runtime clients send (config.md section 2).
 
-use super::{Config, ConfigError, backend, cache_dir, prefetch_remark, verify};
+use super::{Config, ConfigError, cache_dir, prefetch_remark, verify};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -59,7 +59,8 @@ impl File {
             return Err(ConfigError::Invalid(format!("mode is \"{}\"; use \"direct\"", self.mode)));
         }
         let mut remarks = Vec::new();
-        let backend = backend::parse(&self.device.backend.kind, &self.device.backend.config, &mut remarks)?;
+        let backend =
+            rafs_net::Backend::parse(&self.device.backend.kind, &self.device.backend.config, &mut remarks)?;
         prefetch_remark(self.fs_prefetch.enable, &mut remarks);
         Ok(Config {
             backend,

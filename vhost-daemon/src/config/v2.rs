@@ -1,6 +1,6 @@
 //! V2: TOML or JSON with a `version` key (config.md section 3).
 
-use super::{Config, ConfigError, backend, cache_dir, prefetch_remark, verify};
+use super::{Config, ConfigError, cache_dir, prefetch_remark, verify};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -80,13 +80,14 @@ impl File {
         let kind = backend.kind.as_str();
         let section = backend.sections.get(kind).or_else(|| backend.sections.get(&kind.replace('-', "_")));
         // An unknown type is said to be unknown rather than without its section.
-        let section = section.cloned().or_else(|| (!backend::is_known(kind)).then_some(Value::Null));
+        let section =
+            section.cloned().or_else(|| (!rafs_net::Backend::is_known(kind)).then_some(Value::Null));
         let Some(section) = section else {
             return Err(ConfigError::Invalid(format!(
                 "backend \"{kind}\" needs its section [backend.{kind}]"
             )));
         };
-        let backend = backend::parse(kind, &section, &mut remarks)?;
+        let backend = rafs_net::Backend::parse(kind, &section, &mut remarks)?;
         prefetch_remark(self.rafs.prefetch.enable || self.cache.prefetch.enable, &mut remarks);
         Ok(Config {
             backend,
