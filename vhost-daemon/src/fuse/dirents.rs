@@ -86,7 +86,7 @@ impl<R: ReplyBuf + ?Sized> PlusSink for DirentWriter<'_, R> {
         let head = PlusHead {
             entry: EntryOut {
                 nodeid: entry.node,
-                generation: 0,
+                generation: entry.generation,
                 entry_valid: entry.valid_secs,
                 attr_valid: entry.valid_secs,
                 entry_valid_nsec: 0,
@@ -128,7 +128,7 @@ pub(super) fn split_timeout(timeout: Duration) -> (u64, u32) {
 
 /// The wire form of a node's attributes. Times before 1970 keep their bit pattern, which is how the
 /// protocol carries them.
-pub(super) fn attr(stat: &libc::stat64, flags: u32) -> Attr {
+pub(crate) fn attr(stat: &libc::stat64, flags: u32) -> Attr {
     Attr {
         ino: stat.st_ino,
         size: stat.st_size.cast_unsigned(),

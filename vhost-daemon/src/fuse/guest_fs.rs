@@ -68,6 +68,8 @@ pub struct PlusEntry<'a> {
     pub node: u64,
     /// Attributes; `attr.ino` is the entry's inode number too.
     pub attr: Attr,
+    /// Generation of the node: another one for the same id tells the guest to drop what it kept of the old.
+    pub generation: u64,
     /// How long name and attributes are good, whole seconds.
     pub valid_secs: u64,
 }

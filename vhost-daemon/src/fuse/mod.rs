@@ -12,6 +12,7 @@ mod reply;
 mod request;
 mod server;
 
+pub(crate) use dirents::attr as wire_attr;
 pub use guest_fs::{GuestFs, ParkedRead, PlusEntry, PlusSink, ReadIo, ReadStart};
 pub use init::{InitLimits, Session};
 pub use reply::ReplyBuf;
