@@ -3,47 +3,50 @@
 //! Owns: the mapping between node ids and inode numbers, and from an inode to `stat`. A node id is a
 //! function of the image and its mount index alone, so it survives restarts and migrations.
 
+use super::backend::{INODE_BITS, INODE_MASK, Place};
 use crate::fuse::abi::{Attr, ROOT_NODE};
 use fuse_backend_rs::api::filesystem::Entry;
 use rafs::ids::InodeNumber;
 use rafs::image::{FileKind, Inode};
 
-/// Bits of a node id that hold the image inode; the mount index is above them.
-const INODE_BITS: u32 = 56;
-const INODE_MASK: u64 = (1 << INODE_BITS) - 1;
 /// Preferred I/O size shown to guests, bytes.
 pub(super) const BLOCK_SIZE: i64 = 4096;
 
 /// The node ids of one image.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nodes {
-    index: u8,
+    place: Place,
     root: InodeNumber,
 }
 
 impl Nodes {
-    /// Node ids for the mount with `index` whose image has its root at `root`; the mount is the root of
-    /// the guest's namespace.
-    pub(super) fn new(index: u8, root: InodeNumber) -> Self {
-        Self { index, root }
+    /// Node ids for an image at `place` whose root is `root`.
+    pub(super) fn new(place: Place, root: InodeNumber) -> Self {
+        Self { place, root }
+    }
+
+    /// Generation of every node of this incarnation.
+    #[inline]
+    pub(super) fn generation(self) -> u64 {
+        self.place.generation.into()
     }
 
     /// The image inode of a node id, `None` when it belongs to no mount. Any 64-bit value may come.
     pub(super) fn inode_number(self, node: u64) -> Option<InodeNumber> {
         if node == ROOT_NODE {
-            return Some(self.root);
+            return self.place.at_root.then_some(self.root);
         }
-        (node >> INODE_BITS == u64::from(self.index)).then_some(InodeNumber(node & INODE_MASK))
+        (node >> INODE_BITS == u64::from(self.place.index)).then_some(InodeNumber(node & INODE_MASK))
     }
 
     /// The node id of an inode.
     pub(super) fn node(self, number: InodeNumber) -> u64 {
-        if number == self.root { ROOT_NODE } else { self.shown(number) }
+        if number == self.root && self.place.at_root { ROOT_NODE } else { self.shown(number) }
     }
 
     /// The inode number guests see in `st_ino` and `d_ino`.
     pub(super) fn shown(self, number: InodeNumber) -> u64 {
-        u64::from(self.index) << INODE_BITS | (number.0 & INODE_MASK)
+        u64::from(self.place.index) << INODE_BITS | (number.0 & INODE_MASK)
     }
 
     /// `stat` of an inode.
@@ -112,7 +115,8 @@ mod tests {
 
     #[test]
     fn node_ids_go_both_ways() {
-        let nodes = Nodes::new(1, InodeNumber(128));
+        let place = Place { index: 1, generation: 7, at_root: true };
+        let nodes = Nodes::new(place, InodeNumber(128));
         assert_eq!(nodes.node(InodeNumber(128)), 1);
         assert_eq!(nodes.shown(InodeNumber(128)), 1 << 56 | 128);
         assert_eq!(nodes.inode_number(1), Some(InodeNumber(128)));
@@ -120,5 +124,8 @@ mod tests {
         for foreign in [0, 2, 128, 2 << 56 | 128, u64::MAX] {
             assert_eq!(nodes.inode_number(foreign), None, "{foreign:#x}");
         }
+        let below = Nodes::new(Place { at_root: false, ..place }, InodeNumber(128));
+        assert_eq!(below.node(InodeNumber(128)), 1 << 56 | 128);
+        assert_eq!(below.inode_number(1), None, "the namespace's root is somebody else's");
     }
 }
