@@ -12,6 +12,7 @@ mod clock;
 mod endpoint;
 mod error;
 mod failure;
+mod identity;
 mod limit;
 mod link;
 mod metrics;

@@ -128,6 +128,8 @@ fn mount(bootstrap: &Path, config: &Config) -> anyhow::Result<RafsMount> {
     let reader = Reader::new(image, opened.store, options)?;
     if opened.local {
         reader.check_blobs()?;
+    } else {
+        reader.warm();
     }
     let options = RafsMountOptions { index: 1, xattr: config.xattr, timeout: TIMEOUT };
     Ok(RafsMount::new(reader, options))
