@@ -37,6 +37,7 @@ pub(crate) fn store(
     place: &Place,
     http: &HttpOptions,
     signer: Option<Arc<dyn Signer>>,
+    identity: String,
 ) -> Result<NetStore, NetError> {
     let bucket = |base: String, headers: HeaderMap| {
         Box::new(Bucket {
@@ -53,7 +54,7 @@ pub(crate) fn store(
     }
     let origin = bucket(format!("{}://{}", place.scheme, place.host), HeaderMap::new());
     let link = runtime.enter(|| Link::new(http))?;
-    NetStore::new(runtime, http, Parts { origin, mirrors, link, ranges: Ranges::Http })
+    NetStore::new(runtime, http, Parts { origin, mirrors, link, ranges: Ranges::Http }, identity)
 }
 
 #[derive(Debug)]

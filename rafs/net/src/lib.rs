@@ -14,6 +14,7 @@ mod endpoint;
 mod environment;
 mod error;
 mod failure;
+mod identity;
 mod limit;
 mod link;
 mod metrics;

@@ -2,6 +2,7 @@
 
 use crate::answer::Ranges;
 use crate::endpoint::{Answering, Endpoint, Want, escape, escape_path};
+use crate::identity::identity;
 use crate::link::{Link, Outgoing, Route};
 use crate::store::Parts;
 use crate::urls::mirror_base;
@@ -27,7 +28,8 @@ impl NetStore {
             let origin = Box::new(PlainHttp { base, headers: HeaderMap::new() });
             let http = HttpOptions { mirrors: Vec::new(), ..http.clone() };
             let parts = Parts { origin, mirrors: Vec::new(), link, ranges: Ranges::Sloppy };
-            return Self::new(runtime, &http, parts);
+            let identity = identity("http-proxy", options, &http);
+            return Self::new(runtime, &http, parts, identity);
         }
         let bad = |reason: String| {
             NetError::Config(format!(
@@ -51,7 +53,8 @@ impl NetStore {
         }
         let link = runtime.enter(|| Link::new(http))?;
         let origin = Box::new(PlainHttp { base: at(url.as_str()), headers: HeaderMap::new() });
-        Self::new(runtime, http, Parts { origin, mirrors, link, ranges: Ranges::Http })
+        let parts = Parts { origin, mirrors, link, ranges: Ranges::Http };
+        Self::new(runtime, http, parts, identity("http-proxy", options, http))
     }
 }
 

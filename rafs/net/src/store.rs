@@ -35,6 +35,7 @@ pub struct NetStore {
     runtime: Arc<NetRuntime>,
     /// Those of a registry and its mirrors.
     pub(crate) accounts: Vec<Arc<Authenticator>>,
+    identity: String,
 }
 
 #[derive(Debug)]
@@ -63,6 +64,7 @@ impl NetStore {
         runtime: &Arc<NetRuntime>,
         options: &HttpOptions,
         parts: Parts,
+        identity: String,
     ) -> Result<Self, NetError> {
         let Parts { origin, mirrors, link, ranges } = parts;
         let mut sources = Vec::new();
@@ -87,7 +89,7 @@ impl NetStore {
             rate: RateLimit::new(options.rate_limit),
             metrics: Metrics::default(),
         };
-        Ok(Self { inner: Arc::new(inner), runtime: Arc::clone(runtime), accounts: Vec::new() })
+        Ok(Self { inner: Arc::new(inner), runtime: Arc::clone(runtime), accounts: Vec::new(), identity })
     }
 
     /// What it did so far.
@@ -98,6 +100,10 @@ impl NetStore {
 }
 
 impl Store for NetStore {
+    fn identity(&self) -> Option<String> {
+        Some(self.identity.clone())
+    }
+
     fn fetch(&self, request: FetchRequest, done: FetchDone) {
         self.fetch_streamed(request, Box::new(AtTheEnd(done)));
     }

@@ -61,6 +61,8 @@ pub fn open_rafs(source: &RafsSource) -> Result<RafsMount, OpenError> {
     let reader = Reader::new(image, opened.store, options).map_err(|e| OpenError::Store(e.into()))?;
     if opened.local {
         reader.check_blobs().map_err(|e| OpenError::Store(e.into()))?;
+    } else {
+        reader.warm();
     }
     let options = RafsMountOptions { index: 1, xattr: config.xattr, timeout: TIMEOUT };
     let mount = RafsMount::new(reader, options).with_identity(identity);

@@ -11,6 +11,7 @@ pub(crate) use auth::Authenticator;
 use crate::answer::Ranges;
 use crate::endpoint::{Answering, Endpoint, Want, escape, escape_path};
 use crate::failure::{Failure, Kind};
+use crate::identity::identity;
 use crate::link::{Exchange, Link, Outgoing, Route};
 use crate::store::Parts;
 use crate::urls::{check_host, mirror_base, parse, without_secrets};
@@ -78,7 +79,8 @@ impl NetStore {
         }
         let origin = registry(format!("{}://{}", options.scheme.as_str(), options.host), HeaderMap::new())?;
         let link = runtime.enter(|| Link::new(http))?;
-        let mut store = Self::new(runtime, http, Parts { origin, mirrors, link, ranges: Ranges::Http })?;
+        let parts = Parts { origin, mirrors, link, ranges: Ranges::Http };
+        let mut store = Self::new(runtime, http, parts, identity("registry", options, http))?;
         store.accounts = accounts;
         Ok(store)
     }
