@@ -14,9 +14,9 @@ PEER_DIR := target/peer
 BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 
 # Packages of Debian 12 and newer: a C compiler for zstd and libdeflate, QEMU for guests, the unpackers of kernel
-# packages, and servers that blobs come from.
+# packages, servers that blobs come from, and a browser that looks at reports.
 PACKAGES := gcc libc6-dev ca-certificates qemu-system-x86 kmod xz-utils zstd lz4 \
-  docker-registry apache2-utils nginx-light openssl tinyproxy
+  docker-registry apache2-utils nginx-light openssl tinyproxy chromium-headless-shell
 
 .PHONY: help
 help: ## This list

@@ -9,6 +9,7 @@
 //! * `write`: v5 and v6 bootstraps.
 //! * `blobs`: data of existing images, read back: [`verify`].
 //! * `inspect`, `export`: looking into images, and making disk images of them.
+//! * `study`, `diff`, `report`: what existing images consist of, what changed between them, where their bytes are.
 //! * `unpack`: images back to tar archives: [`unpack`].
 //! * [`build`](create): the steps from a source to an image.
 //! * [`cmd`]: the `rafs-image` command line; thin.
@@ -20,8 +21,10 @@ mod build;
 mod build_ref;
 mod build_tarfs;
 pub mod cmd;
+mod diff;
 mod error;
 mod export;
+mod human;
 mod inspect;
 mod layer;
 mod options;
@@ -29,14 +32,17 @@ mod output;
 mod pack;
 mod prefetch;
 mod progress;
+mod report;
 mod secret;
 mod source;
+mod study;
 mod tree;
 mod unpack;
 mod write;
 
 pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
 pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, create};
+pub use diff::{Change, ChangeKind, ChunkReport, ChunkSum, DiffOptions, DiffSummary, Difference, diff};
 pub use error::BuildError;
 pub use export::{ExportError, ExportOptions, VerityInfo, export};
 pub use inspect::{Answer, Inspector};

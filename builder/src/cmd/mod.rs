@@ -3,11 +3,13 @@
 //! Owns: parsing, exit codes, where logs and results go. Does not own: any work; one file a subcommand, each
 //! of which turns flags into options of the library and prints its report.
 //!
-//! Exit status: 0 success, 1 a failure at run time, 2 a usage error or images that do not go together. stdout carries results only.
+//! Exit status: 0 success, 1 a failure at run time, 2 a usage error or images that do not go together; `diff` has
+//! its own (0 the same, 1 different, 2 trouble). stdout carries results only.
 
 mod check;
 mod chunk_dict;
 mod create;
+mod diff;
 mod export;
 mod generate;
 mod inspect;
@@ -16,6 +18,7 @@ mod logging;
 mod merge;
 mod prefetch;
 mod progress;
+mod report;
 mod size;
 mod unpack;
 mod version;
@@ -63,6 +66,10 @@ enum Command {
     Merge(Box<merge::MergeArgs>),
     /// Check an image: all of its metadata, and its data when the blobs are given
     Check(check::CheckArgs),
+    /// Show what changed between two images, or an image and a directory
+    Diff(diff::DiffArgs),
+    /// Show where the bytes of an image are, as text or as a page for a browser
+    Report(report::ReportArgs),
     /// Look around in an image
     Inspect(inspect::InspectArgs),
     /// Write a v6 image as one disk image
@@ -102,6 +109,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Create(args) => create::run(&args, &bar),
         Command::Merge(args) => merge::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Diff(args) => return differences(diff::run(&args)),
+        Command::Report(args) => report::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Unpack(args) => unpack::run(&args),
@@ -113,6 +122,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// The whole command line, for what is generated from it.
 fn command() -> clap::Command {
     Cli::command()
+}
+
+/// The exit status of `diff`: what diff(1) has.
+fn differences(result: anyhow::Result<bool>) -> ExitCode {
+    match result {
+        Ok(different) => ExitCode::from(u8::from(different)),
+        Err(error) => {
+            let _ = finish(Err(error));
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn finish(result: anyhow::Result<()>) -> ExitCode {

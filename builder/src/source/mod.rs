@@ -4,8 +4,8 @@
 //! happens to the data, which is `pack`'s.
 
 mod directory;
-mod extents;
-mod listing;
+pub(crate) mod extents;
+pub(crate) mod listing;
 mod piece;
 mod tar;
 mod whiteout;
