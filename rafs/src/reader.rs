@@ -58,13 +58,7 @@ pub struct ReaderOptions {
 impl Default for ReaderOptions {
     fn default() -> Self {
         let EngineOptions { workers, memory_limit } = EngineOptions::default();
-        Self {
-            verify: true,
-            cache_dir: None,
-            workers,
-            memory_limit,
-            deadline: Duration::from_secs(30),
-        }
+        Self { verify: true, cache_dir: None, workers, memory_limit, deadline: Duration::from_secs(30) }
     }
 }
 

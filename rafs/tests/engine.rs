@@ -29,7 +29,11 @@ fn readers_of_one_image_fetch_once_and_share_what_is_cached() {
                 .map(|_| {
                     // Each opens the bootstrap for itself, as two mounts do.
                     let image = case.image();
-                    let reader = engine.open(image, Arc::clone(&store) as _, options(with_cache.then(|| cache.path())));
+                    let reader = engine.open(
+                        image,
+                        Arc::clone(&store) as _,
+                        options(with_cache.then(|| cache.path())),
+                    );
                     let (case, start) = (Arc::clone(&case), Arc::clone(&start));
                     std::thread::spawn(move || {
                         start.wait();
@@ -74,7 +78,10 @@ fn images_with_a_blob_in_common_share_its_chunks() {
             let ranges = store.0.fetched_ranges.lock().unwrap();
             // Chunk infos are each image's own affair while they are not in the cache directory yet.
             let info = |o: &String, start: u64| {
-                case.image().blobs().iter().any(|b| &b.id == o && b.chunk_info.is_some_and(|c| c.offset == start))
+                case.image()
+                    .blobs()
+                    .iter()
+                    .any(|b| &b.id == o && b.chunk_info.is_some_and(|c| c.offset == start))
             };
             let data: Vec<_> =
                 ranges.iter().filter(|(o, r)| !info(o, r.start)).map(|(o, r)| (o.clone(), r.start)).collect();

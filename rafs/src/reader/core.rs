@@ -98,7 +98,8 @@ impl Core {
         cache_dir: Option<Arc<CacheDir>>,
         shared: Vec<Arc<u64>>,
     ) -> Self {
-        let blobs = (0u32..).zip(shared).map(|(i, shared)| BlobState::new(BlobIndex(i), hub.new_id(), shared));
+        let blobs =
+            (0u32..).zip(shared).map(|(i, shared)| BlobState::new(BlobIndex(i), hub.new_id(), shared));
         Self {
             blobs: blobs.collect(),
             hub,
@@ -244,7 +245,9 @@ impl Core {
                 !self.verify || matches!(self.expected(info, &chunk, None), Ok(Expected::Nothing));
             if unverifiable && mapped {
                 let epoch = cache.epoch();
-                match piece.finish_from_file(cache.file(), chunk.uncompressed_offset, || cache.epoch() == epoch) {
+                match piece
+                    .finish_from_file(cache.file(), chunk.uncompressed_offset, || cache.epoch() == epoch)
+                {
                     Ok(()) => {
                         cache.set_ready(number, epoch);
                         return;

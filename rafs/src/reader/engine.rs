@@ -2,12 +2,12 @@
 //!
 //! Does not own: what a job does (`core`, `fetch`, `tables`), or an image.
 
+use super::budget::Budget;
 use super::core::{Core, Job, LogLimit};
 use super::fetch::{Group, Permit};
 use super::flights::Flights;
 use super::queue::Queue;
 use super::request::Request;
-use super::budget::Budget;
 use super::{ReadError, Reader, ReaderError, ReaderOptions};
 use crate::cache::{BlobCache, CacheDir, CacheError, UnitLru};
 use crate::codec::{CipherKey, Compressor};
@@ -90,7 +90,12 @@ impl Engine {
     /// same when they are one object, or say so ([`Store::identity`]). `workers` and `memory_limit` of the options are
     /// the engine's own.
     #[must_use]
-    pub fn open(self: &Arc<Self>, image: Arc<Image>, store: Arc<dyn Store>, options: ReaderOptions) -> Reader {
+    pub fn open(
+        self: &Arc<Self>,
+        image: Arc<Image>,
+        store: Arc<dyn Store>,
+        options: ReaderOptions,
+    ) -> Reader {
         let core = self.hub.core(image, store, &options);
         Reader::of(Arc::clone(self), core, options, false)
     }
@@ -210,7 +215,12 @@ impl Hub {
     }
 
     /// The fetch side of an image: one that is there already, or a new one.
-    pub fn core(self: &Arc<Self>, image: Arc<Image>, store: Arc<dyn Store>, options: &ReaderOptions) -> Arc<Core> {
+    pub fn core(
+        self: &Arc<Self>,
+        image: Arc<Image>,
+        store: Arc<dyn Store>,
+        options: &ReaderOptions,
+    ) -> Arc<Core> {
         let store_key = store.identity().unwrap_or_else(|| format!("at {:p}", Arc::as_ptr(&store)));
         let cache_dir = options.cache_dir.as_deref().and_then(|path| self.cache_dir(path));
         let dir_key = cache_dir.as_ref().map(|dir| dir.identity());
@@ -235,7 +245,8 @@ impl Hub {
             })
         });
         let shared: Vec<Arc<u64>> = shared.collect();
-        let core = Arc::new(Core::new(Arc::clone(self), image, store, store_key, options.verify, cache_dir, shared));
+        let core =
+            Arc::new(Core::new(Arc::clone(self), image, store, store_key, options.verify, cache_dir, shared));
         registry.cores.push(Arc::downgrade(&core));
         core
     }
@@ -257,7 +268,12 @@ impl Hub {
     }
 
     /// The cache files of a blob, opened once for all who read it.
-    pub fn cache_file(&self, dir: &CacheDir, blob_id: &str, key: CacheKey) -> Result<Arc<BlobCache>, CacheError> {
+    pub fn cache_file(
+        &self,
+        dir: &CacheDir,
+        blob_id: &str,
+        key: CacheKey,
+    ) -> Result<Arc<BlobCache>, CacheError> {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.retain(|_, (_, cache)| cache.strong_count() > 0);
         let name = (dir.identity(), blob_id.to_owned());

@@ -393,33 +393,34 @@ impl Core {
 
     /// Ends pieces that waited for a unit.
     fn end_pieces(self: &Arc<Self>, info: &BlobInfo, pieces: Vec<Piece>, verified: &Verified, plain: &[u8]) {
-    for piece in pieces {
-        let at = piece.chunk.uncompressed_offset;
-        let same = |member: &Member| {
-            member.uncompressed_offset == at
-                && u32::try_from(member.range.len()) == Ok(piece.chunk.uncompressed_size)
-        };
-        let other = piece.core().filter(|core| !Arc::ptr_eq(core, self)).map(Arc::clone);
-        if other.is_none()
-            && let Some((_, error)) = verified.bad.iter().find(|(member, _)| member.uncompressed_offset == at)
-        {
-            piece.fail(error.clone());
-            continue;
-        }
-        let bytes = verified
-            .good
-            .iter()
-            .find(|(member, _)| same(member))
-            .and_then(|(member, _)| plain.get(member.range.clone()));
-        if let Some(other) = other {
-            other.adopt(piece, bytes);
-            continue;
-        }
-        if !bytes.is_some_and(|bytes| piece.finish_from_chunk(bytes)) {
-            piece.fail(ReadError::Mismatch { blob: info.id.clone(), chunk: piece.chunk.chunk });
+        for piece in pieces {
+            let at = piece.chunk.uncompressed_offset;
+            let same = |member: &Member| {
+                member.uncompressed_offset == at
+                    && u32::try_from(member.range.len()) == Ok(piece.chunk.uncompressed_size)
+            };
+            let other = piece.core().filter(|core| !Arc::ptr_eq(core, self)).map(Arc::clone);
+            if other.is_none()
+                && let Some((_, error)) =
+                    verified.bad.iter().find(|(member, _)| member.uncompressed_offset == at)
+            {
+                piece.fail(error.clone());
+                continue;
+            }
+            let bytes = verified
+                .good
+                .iter()
+                .find(|(member, _)| same(member))
+                .and_then(|(member, _)| plain.get(member.range.clone()));
+            if let Some(other) = other {
+                other.adopt(piece, bytes);
+                continue;
+            }
+            if !bytes.is_some_and(|bytes| piece.finish_from_chunk(bytes)) {
+                piece.fail(ReadError::Mismatch { blob: info.id.clone(), chunk: piece.chunk.chunk });
+            }
         }
     }
-}
 
     fn log_failure(&self, info: &BlobInfo, chunk: &ChunkRef, error: &ReadError) {
         if let Some(left_out) = self.hub.log_limit.admit() {

@@ -113,7 +113,10 @@ impl Flights {
     /// Whether anybody waits for a flight.
     pub fn is_awaited(&self, ticket: &Ticket) -> bool {
         let state = self.state();
-        state.by_key.get(&ticket.key).is_some_and(|(flight, waiting)| *flight == ticket.flight && !waiting.is_empty())
+        state
+            .by_key
+            .get(&ticket.key)
+            .is_some_and(|(flight, waiting)| *flight == ticket.flight && !waiting.is_empty())
     }
 
     /// Ends a flight if nobody waits any more; else returns those who do, and the flight goes on.
