@@ -40,6 +40,7 @@ pub fn options(source: &Path, out: &Path, image: ImageOptions) -> CreateOptions 
         parent: None,
         chunk_dict: None,
         toc: false,
+        data_offset: 0,
     }
 }
 
