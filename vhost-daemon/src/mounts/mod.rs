@@ -4,7 +4,9 @@
 //! image format, chunk data.
 
 mod attributes;
+pub mod passthrough;
 mod rafs_mount;
 mod read;
 
+pub use passthrough::{Passthrough, PassthroughError, PassthroughOptions};
 pub use rafs_mount::{RafsMount, RafsMountOptions};
