@@ -18,6 +18,7 @@ mod read;
 #[cfg(feature = "daemon")]
 mod stores;
 
+pub use attributes::IdShift;
 pub use backend::{Backend, INODE_BITS, INODE_MASK, Place};
 pub use counters::{CLASSES, LATENCY_BOUNDS_US, OP_NAMES, OPS, Op, OpCounters, OpTotals, SIZE_BOUNDS};
 pub use namespace::{Namespace, NamespaceError};
