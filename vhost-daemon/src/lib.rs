@@ -8,6 +8,8 @@
 pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
+pub mod daemon;
 pub mod fuse;
 mod log_limit;
 pub mod mounts;

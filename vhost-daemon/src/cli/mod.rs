@@ -5,7 +5,6 @@
 
 mod logging;
 pub mod run;
-mod stores;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -208,7 +207,6 @@ impl VirtiofsArgs {
             (l.image.is_some(), "--image", "starting from a registry"),
             (l.record_trace.is_some(), "--record-trace", "prefetch traces"),
             (l.prefetch_trace.is_some(), "--prefetch-trace", "prefetch traces"),
-            (self.sock.len() > 1, "--sock given more than once", "several devices on one daemon"),
             (
                 self.virtual_mountpoint.as_os_str() != "/",
                 "--virtual-mountpoint other than /",

@@ -2,24 +2,19 @@
 //!
 //! Owns: the order of things at start and stop. Does not own: any of the parts.
 
-use super::stores;
 use super::{Cli, Command, OnOff, VirtiofsArgs, logging};
-use crate::config::{Backend, Config, Environment, LocalFs};
-use crate::mounts::{RafsMount, RafsMountOptions};
-use crate::virtio::{Service, ServiceOptions};
+use crate::config::{Config, Environment};
+use crate::daemon::{
+    Daemon, Devices, FsKind, Identity, MountConfig, MountRequest, SocketSpec, Version, ViewSpec,
+};
+use crate::mounts::MountPath;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
-use rafs::image::Image;
-use rafs::reader::{Reader, ReaderOptions};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Queues offered by default at most.
 const QUEUES_DEFAULT_MAX: usize = 8;
-/// How long guests keep names, attributes and misses: images are immutable.
-const TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Runs a command to its end.
 ///
@@ -64,30 +59,29 @@ fn virtiofs(args: &VirtiofsArgs) -> anyhow::Result<()> {
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
 
-    let mount = Arc::new(mount(bootstrap, &config)?);
-    let socket = args.sock.first().cloned().context("no socket: say --sock PATH")?;
-    let request_queues = args.queues.unwrap_or_else(default_queues);
-    let service = Arc::new(Service::listen(ServiceOptions { socket: socket.clone(), request_queues })?);
     raise_file_limit(args.rlimit_nofile);
-    tracing::info!(
-        "serving {} on {} with {request_queues} request queue(s)",
-        bootstrap.display(),
-        socket.display()
-    );
-
-    let server = {
-        let (service, mount) = (Arc::clone(&service), Arc::clone(&mount));
-        std::thread::Builder::new().name("vhost-user".to_owned()).spawn(move || service.run(&mount))
-    };
-    let server = server.context("cannot start the device's thread")?;
+    let identity = Identity { version: Version::of_build(), id: None, supervisor: None };
+    let daemon = Arc::new(Daemon::new(identity)?);
+    daemon.mount(&MountRequest {
+        path: MountPath::root(),
+        kind: FsKind::Rafs,
+        source: bootstrap.to_owned(),
+        config: MountConfig::Ready(Box::new(config)),
+        prefetch_files: Vec::new(),
+    })?;
+    let devices = Arc::new(Devices::default());
+    for socket in &args.sock {
+        let request_queues = args.queues.unwrap_or_else(default_queues);
+        let spec = SocketSpec { socket: socket.clone(), request_queues, view: ViewSpec::default() };
+        devices.add(&daemon, spec)?;
+    }
+    daemon.set_transport(Arc::clone(&devices) as _);
+    daemon.running();
     if let Some(signal) = signals.forever().next() {
         tracing::info!("signal {signal}: stopping");
     }
-    service.stop();
-    if server.join().is_err() {
-        tracing::error!("the device's thread ended by a panic");
-    }
-    mount.reader().shutdown();
+    devices.end();
+    daemon.shutdown();
     Ok(())
 }
 
@@ -95,13 +89,7 @@ fn virtiofs(args: &VirtiofsArgs) -> anyhow::Result<()> {
 fn configuration(args: &VirtiofsArgs) -> anyhow::Result<Config> {
     let mut config = match (&args.config, &args.localfs_dir) {
         (Some(file), _) => Config::load(file).with_context(|| format!("--config {}", file.display()))?,
-        (None, Some(dir)) => Config {
-            backend: Backend::LocalFs(LocalFs { dir: Some(dir.clone()), ..LocalFs::default() }),
-            cache_dir: Some(dir.clone()),
-            verify: true,
-            xattr: true,
-            remarks: Vec::new(),
-        },
+        (None, Some(dir)) => Config::localfs(dir),
         (None, None) => bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?"),
     };
     config.apply(&Environment::of_process());
@@ -111,26 +99,6 @@ fn configuration(args: &VirtiofsArgs) -> anyhow::Result<Config> {
         None => {}
     }
     Ok(config)
-}
-
-fn mount(bootstrap: &Path, config: &Config) -> anyhow::Result<RafsMount> {
-    let image = Arc::new(Image::open(bootstrap)?);
-    let opened = stores::open(&config.backend)?;
-    if !config.verify {
-        tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
-    }
-    let options = ReaderOptions {
-        verify: config.verify,
-        cache_dir: config.cache_dir.clone(),
-        deadline: opened.deadline,
-        ..ReaderOptions::default()
-    };
-    let reader = Reader::new(image, opened.store, options)?;
-    if opened.local {
-        reader.check_blobs()?;
-    }
-    let options = RafsMountOptions { index: 1, xattr: config.xattr, timeout: TIMEOUT };
-    Ok(RafsMount::new(reader, options))
 }
 
 fn default_queues() -> u16 {

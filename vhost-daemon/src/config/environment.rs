@@ -24,6 +24,12 @@ impl Environment {
         Self::from_vars(vars.collect())
     }
 
+    /// Without [`pull_auth`](Self::pull_auth), which belongs to the image of the command line alone.
+    #[must_use]
+    pub fn without_pull_auth(self) -> Self {
+        Self { pull_auth: None, ..self }
+    }
+
     fn from_vars(vars: Vec<(String, String)>) -> Self {
         let var = |name: &str| vars.iter().find(|(n, v)| n == name && !v.is_empty()).map(|(_, v)| v.as_str());
         Self {

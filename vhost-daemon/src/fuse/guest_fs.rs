@@ -118,10 +118,10 @@ pub struct PlusEntry<'a> {
     pub kind: u32,
     /// Node id; 0 gives the name only, as READDIR does.
     pub node: u64,
-    /// Distinguishes reuses of the node id.
-    pub generation: u64,
     /// Attributes; `attr.ino` is the entry's inode number too.
     pub attr: Attr,
+    /// Generation of the node: another one for the same id tells the guest to drop what it kept of the old.
+    pub generation: u64,
     /// How long name and attributes are good, whole seconds.
     pub valid_secs: u64,
 }

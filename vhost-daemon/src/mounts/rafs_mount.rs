@@ -3,7 +3,9 @@
 //! Owns: what each call answers for an image (guest-view.md). Keeps nothing about open files or lookups, so
 //! that a restart, a reconnect and an upgrade need no state. Does not own: reads (`read`).
 
-use super::attributes::{BLOCK_SIZE, Nodes, entry_type};
+use super::attributes::{BLOCK_SIZE, IdShift, Nodes, entry_type};
+use super::backend::{Backend, Place};
+use super::counters::OpCounters;
 use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart};
 use crate::log_limit::LogLimit;
 use fuse_backend_rs::api::filesystem::{
@@ -13,6 +15,8 @@ use rafs::image::{FileKind, Image, Inode, InodeError};
 use rafs::reader::Reader;
 use std::ffi::CStr;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// How a mount is shown.
@@ -26,32 +30,98 @@ pub struct RafsMountOptions {
     pub timeout: Duration,
 }
 
-/// An image mounted at the root of a guest's namespace.
+/// An image at a place of a namespace. The same image may be shown at other places too: they share its reader.
 #[derive(Debug)]
 pub struct RafsMount {
-    pub(super) reader: Reader,
-    pub(super) log: LogLimit,
+    pub(super) shared: Arc<Shared>,
     nodes: Nodes,
     xattr: bool,
     timeout: Duration,
+    identity: Option<u64>,
+    ids: Option<IdShift>,
+}
+
+/// What all places of one image share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub reader: Reader,
+    pub log: LogLimit,
+    /// Reads that are parked. An `Arc` of its own, so that a parked read does not keep the reader: the last one out would
+    /// end the fetch threads from within one of them.
+    pub parked: Arc<AtomicUsize>,
+    pub counters: Arc<OpCounters>,
+}
+
+impl Backend for RafsMount {
+    fn at(&self, place: Place) -> Arc<dyn GuestFs> {
+        let nodes = Nodes::new(place, self.image().root(), self.ids);
+        let (xattr, timeout, identity, ids) = (self.xattr, self.timeout, self.identity, self.ids);
+        Arc::new(Self { shared: Arc::clone(&self.shared), nodes, xattr, timeout, identity, ids })
+    }
+
+    fn root(&self) -> u64 {
+        self.image().root().0
+    }
+
+    fn identity(&self) -> Option<u64> {
+        self.identity
+    }
+
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1 && self.shared.parked.load(Ordering::Acquire) == 0
+    }
+
+    fn shutdown(&self) {
+        self.reader().shutdown();
+    }
+
+    fn counters(&self) -> Arc<OpCounters> {
+        Arc::clone(&self.shared.counters)
+    }
+
+    fn as_rafs(&self) -> Option<&RafsMount> {
+        Some(self)
+    }
 }
 
 impl RafsMount {
-    /// Shows the image of `reader`.
+    /// Shows the image of `reader` as the root of a namespace.
     #[must_use]
     pub fn new(reader: Reader, options: RafsMountOptions) -> Self {
-        let nodes = Nodes::new(options.index, reader.image().root());
-        Self { reader, log: LogLimit::default(), nodes, xattr: options.xattr, timeout: options.timeout }
+        let place = Place { index: options.index, generation: 0, at_root: true };
+        let nodes = Nodes::new(place, reader.image().root(), None);
+        let shared =
+            Shared { reader, log: LogLimit::default(), parked: Arc::default(), counters: Arc::default() };
+        let (xattr, timeout) = (options.xattr, options.timeout);
+        Self { shared: Arc::new(shared), nodes, xattr, timeout, identity: None, ids: None }
+    }
+
+    /// Says what tells this image from others ([`Backend::identity`]).
+    #[must_use]
+    pub fn with_identity(self, identity: u64) -> Self {
+        Self { identity: Some(identity), ..self }
+    }
+
+    /// Shows owners shifted.
+    #[must_use]
+    pub fn with_ids(self, ids: Option<IdShift>) -> Self {
+        Self { ids, ..self }
     }
 
     /// The reader, to stop it at the end.
     #[must_use]
     pub fn reader(&self) -> &Reader {
-        &self.reader
+        &self.shared.reader
+    }
+
+    /// What guests asked of this image so far, at all its places.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<OpCounters> {
+        &self.shared.counters
     }
 
     fn image(&self) -> &Image {
-        self.reader.image()
+        self.shared.reader.image()
     }
 
     /// The inode of a node id, whatever the guest sent.
@@ -64,7 +134,7 @@ impl RafsMount {
     fn refuse(&self, error: &InodeError) -> io::Error {
         let errno = errno(error);
         if errno == libc::EIO {
-            self.log.warn(|| format!("the image is corrupt: {error}"));
+            self.shared.log.warn(|| format!("the image is corrupt: {error}"));
         }
         os(errno)
     }
@@ -72,7 +142,7 @@ impl RafsMount {
     fn entry(&self, inode: &Inode) -> Entry {
         Entry {
             inode: self.nodes.node(inode.number),
-            generation: 0,
+            generation: self.nodes.generation(),
             attr: self.nodes.stat(inode),
             attr_flags: 0,
             attr_timeout: self.timeout,
@@ -153,8 +223,8 @@ impl GuestFs for RafsMount {
                 cookie: entry.next_cookie,
                 kind: entry_type(entry.kind),
                 node: self.nodes.node(entry.number),
-                generation: 0,
                 attr: self.nodes.attr(&node),
+                generation: self.nodes.generation(),
                 valid_secs,
             }))
         })
@@ -308,9 +378,9 @@ impl FileSystem for RafsMount {
         if mask & libc::W_OK != 0 {
             return Err(os(libc::EROFS));
         }
-        let shift = if ctx.uid == inode.uid {
+        let shift = if ctx.uid == self.nodes.id(inode.uid) {
             6
-        } else if ctx.gid == inode.gid {
+        } else if ctx.gid == self.nodes.id(inode.gid) {
             3
         } else {
             0
@@ -336,6 +406,16 @@ impl FileSystem for RafsMount {
             _ => Err(os(libc::EINVAL)),
         }
     }
+}
+
+/// A `stat64` of zeros.
+pub(super) fn empty_stat() -> libc::stat64 {
+    Entry::default().attr
+}
+
+/// A `statvfs64` with the trait's defaults.
+pub(super) fn empty_statfs(ctx: &Context) -> io::Result<libc::statvfs64> {
+    Blank.statfs(ctx, 1)
 }
 
 /// A file system with the trait's default answers: the way to an empty `statvfs64`, which has private

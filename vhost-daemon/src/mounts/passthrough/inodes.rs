@@ -45,6 +45,8 @@ enum Place {
     /// `O_PATH`.
     Fd(OwnedFd),
     Handle(FileHandle, Arc<Mount>),
+    /// The directory itself.
+    Root(Arc<OwnedFd>),
 }
 
 /// A descriptor on a mount, to open file handles with.
@@ -88,6 +90,7 @@ impl Inode {
     pub(super) fn fd(&self) -> io::Result<NodeFd<'_>> {
         match &self.place {
             Place::Fd(fd) => Ok(NodeFd::Kept(fd.as_fd())),
+            Place::Root(fd) => Ok(NodeFd::Kept(fd.as_fd())),
             Place::Handle(handle, mount) => {
                 handle.open(mount.fd.as_fd(), libc::O_PATH | libc::O_NOFOLLOW).map(NodeFd::Opened)
             }
@@ -103,6 +106,7 @@ impl Inode {
             flags & !(libc::O_NOFOLLOW | libc::O_CREAT | libc::O_EXCL | libc::O_DIRECT) | libc::O_NOCTTY;
         match &self.place {
             Place::Fd(fd) => proc.reopen(fd.as_fd(), flags),
+            Place::Root(fd) => proc.reopen(fd.as_fd(), flags),
             Place::Handle(handle, mount) => handle.open(mount.fd.as_fd(), flags),
         }
     }
@@ -138,24 +142,27 @@ fn wanted() -> StatxFlags {
 
 impl Inodes {
     /// Nodes below `root`, an `O_PATH` descriptor of a directory.
-    pub(super) fn new(root: OwnedFd, fd_budget: usize) -> io::Result<Self> {
-        let stat = stat_fd(root.as_fd())?;
+    pub(super) fn new(root: Arc<OwnedFd>, fd_budget: usize) -> Self {
+        // A directory that cannot be looked at now is one that no lookup leads back to.
+        let key = stat_fd(root.as_fd()).map_or(Key { dev: (0, 0), ino: 0, mount: 0 }, |stat| Key::of(&stat));
         let root = Arc::new(Inode {
             number: ROOT,
             kind: libc::S_IFDIR,
             submount: false,
-            key: Key::of(&stat),
-            place: Place::Fd(root),
+            key,
+            place: Place::Root(root),
             refs: AtomicU64::new(1),
             locks: Mutex::default(),
         });
-        Ok(Self {
+        let inodes = Self {
             root,
             tables: RwLock::default(),
             fds: AtomicUsize::new(0),
             fd_budget,
             mounts: Mutex::default(),
-        })
+        };
+        inodes.know_device(&inodes.root);
+        inodes
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -237,9 +244,10 @@ impl Inodes {
         if let Some(known) = tables.by_key.get(&key) {
             let same = match (&known.place, &place) {
                 (Place::Handle(a, _), Place::Handle(b, _)) => a == b,
-                (Place::Fd(_), _) => true,
+                (Place::Fd(_) | Place::Root(_), _) => true,
                 // The number may have been used again since the handle was taken.
                 (Place::Handle(a, _), Place::Fd(fd)) => FileHandle::of(fd.as_fd()).is_ok_and(|b| *a == b),
+                (Place::Handle(..), Place::Root(_)) => false,
             };
             if same {
                 known.refs.fetch_add(1, Ordering::Relaxed);

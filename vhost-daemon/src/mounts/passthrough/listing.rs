@@ -3,10 +3,11 @@
 //! Owns: the walk, and that a reference is taken for each node that a guest is told of and for no other. Cookies are
 //! those of the host's file system. Does not own: the layout of replies.
 
+use super::Passthrough;
 use super::inodes::{Inode, ROOT};
-use super::{NUMBER_BITS, Passthrough};
 use crate::fuse::abi::Attr;
 use crate::fuse::{PlusEntry, PlusSink, attr};
+use crate::mounts::INODE_MASK;
 use fuse_backend_rs::api::filesystem::DirEntry;
 use rustix::fs::{AtFlags, FileType, RawDir, SeekFrom};
 use std::ffi::CStr;
@@ -74,7 +75,7 @@ impl Passthrough {
         add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
         self.walk(node, handle, offset, |dir, entry| {
-            let ino = self.shown(dir, &entry);
+            let ino = self.shown_entry(dir, &entry);
             let name = entry.name.to_bytes();
             Ok(add(DirEntry { ino, offset: entry.cookie, type_: entry.kind, name })? > 0)
         })
@@ -96,7 +97,7 @@ impl Passthrough {
                 kind: entry.kind,
                 node: 0,
                 generation: 0,
-                attr: Attr { ino: self.shown(dir, &entry), ..Attr::default() },
+                attr: Attr { ino: self.shown_entry(dir, &entry), ..Attr::default() },
                 valid_secs: 0,
             };
             if matches!(name, b"." | b"..") {
@@ -108,7 +109,7 @@ impl Passthrough {
             };
             let added = sink.add(&PlusEntry {
                 node: self.node(inode.number),
-                generation: self.options.generation,
+                generation: self.options.place.generation.into(),
                 attr: attr(&self.stat(&inode, &stat), self.flags_of(&inode)),
                 valid_secs,
                 ..plain
@@ -121,10 +122,10 @@ impl Passthrough {
     }
 
     /// The number of an entry: that of its node, where it can be told without a lookup.
-    fn shown(&self, dir: &Inode, entry: &HostEntry<'_>) -> u64 {
+    fn shown_entry(&self, dir: &Inode, entry: &HostEntry<'_>) -> u64 {
         let itself = matches!(entry.name.to_bytes(), b".") || (dir.number == ROOT && entry.name == c"..");
         let number = if itself { dir.number } else { self.inodes.shown(dir, entry.ino) };
-        u64::from(self.options.index) << NUMBER_BITS | number & super::NUMBER_MASK
+        Passthrough::shown(self, number & INODE_MASK)
     }
 }
 

@@ -11,6 +11,7 @@
 //! One value belongs to one guest: references that the guest's kernel holds on nodes are counted here, and the end of
 //! its session drops them all.
 
+mod backend;
 mod changes;
 mod files;
 mod inodes;
@@ -23,6 +24,9 @@ use crate::fuse::{
     Change, Changed, FileOp, GuestFs, LockReply, LockRequest, PlusSink, ReadAt, ReadIo, ReadStart, WriteAt,
     WriteIo,
 };
+use crate::mounts::rafs_mount::{empty_stat, empty_statfs};
+use crate::mounts::{INODE_BITS, INODE_MASK, Place};
+pub use backend::PassthroughBackend;
 use files::Files;
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
@@ -33,13 +37,10 @@ use rustix::fs::{Mode, OFlags, Statx, StatxFlags};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bits of a node id that hold the number; the mount index is above them.
-const NUMBER_BITS: u32 = 56;
-const NUMBER_MASK: u64 = (1 << NUMBER_BITS) - 1;
 /// Largest xattr value and list of names, bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const XATTR_MAX: usize = 65_536;
 /// Descriptors that nodes may hold before file handles are used.
@@ -48,10 +49,8 @@ const FD_BUDGET: usize = 8192;
 /// How a directory is passed through.
 #[derive(Clone, Debug)]
 pub struct PassthroughOptions {
-    /// Mount index, 1 ..= 255: the top byte of node ids.
-    pub index: u8,
-    /// Generation in entries: different for each incarnation of the mount.
-    pub generation: u64,
+    /// Where it is shown.
+    pub place: Place,
     /// How long guests may keep names and attributes. The host may change files too, so short.
     pub timeout: Duration,
     /// Whether locks are taken on the host, where other guests and the host see them. If not, a guest's locks are its
@@ -66,8 +65,7 @@ pub struct PassthroughOptions {
 impl Default for PassthroughOptions {
     fn default() -> Self {
         Self {
-            index: 1,
-            generation: 0,
+            place: Place { index: 1, generation: 0, at_root: true },
             timeout: Duration::from_secs(1),
             shared_locks: false,
             announce_submounts: true,
@@ -108,12 +106,12 @@ pub struct Passthrough {
 
 /// /proc/self/fd.
 #[derive(Debug)]
-struct DirFd(OwnedFd);
+struct DirFd(Arc<OwnedFd>);
 
 impl DirFd {
     fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
         let flags = OFlags::from_bits_retain(flags.cast_unsigned()) | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.0, fd.as_raw_fd().to_string(), flags, Mode::empty())?)
+        Ok(rustix::fs::openat(self.0.as_fd(), fd.as_raw_fd().to_string(), flags, Mode::empty())?)
     }
 }
 
@@ -137,27 +135,15 @@ fn single(name: &CStr) -> io::Result<&CStr> {
 }
 
 impl Passthrough {
-    /// Passes `dir` through. A symlink is followed here and never again.
-    ///
-    /// # Errors
-    ///
-    /// See [`PassthroughError`].
-    pub fn new(dir: &Path, options: PassthroughOptions) -> Result<Self, PassthroughError> {
-        let failed = |source: io::Error| PassthroughError::Open { path: dir.to_owned(), source };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
-        let proc = rustix::fs::open("/proc/self/fd", flags, Mode::empty())
-            .map_err(|e| PassthroughError::Proc { source: e.into() })?;
-        let inodes = Inodes::new(root, options.fd_budget).map_err(failed)?;
-        inodes.know_device(inodes.root());
-        let waiters = Waiters::new();
-        Ok(Self { options, inodes, files: Files::default(), waiters, proc: DirFd(proc) })
+    /// Shows the directory `root` (`O_PATH`).
+    fn new(root: Arc<OwnedFd>, proc: Arc<OwnedFd>, options: PassthroughOptions) -> Self {
+        let inodes = Inodes::new(root, options.fd_budget);
+        Self { options, inodes, files: Files::default(), waiters: Waiters::new(), proc: DirFd(proc) }
     }
 
-    /// Node id of the root; 1 is understood too.
-    #[must_use]
-    pub fn root_node(&self) -> u64 {
-        self.node(ROOT)
+    /// Ends what waits for a lock.
+    fn end_waits(&self) {
+        self.waiters.clear();
     }
 
     /// Nodes that the guest holds references on, the root aside; descriptors that they hold; open files.
@@ -166,18 +152,23 @@ impl Passthrough {
         (self.inodes.len(), self.inodes.descriptors(), self.files.len())
     }
 
+    /// What guests see as inode number.
+    fn shown(&self, number: u64) -> u64 {
+        u64::from(self.options.place.index) << INODE_BITS | number
+    }
+
     fn node(&self, number: u64) -> u64 {
-        u64::from(self.options.index) << NUMBER_BITS | number
+        if number == ROOT && self.options.place.at_root { abi::ROOT_NODE } else { self.shown(number) }
     }
 
     fn inode(&self, node: u64) -> io::Result<Arc<Inode>> {
-        if node == abi::ROOT_NODE {
+        if node == abi::ROOT_NODE && self.options.place.at_root {
             return Ok(Arc::clone(self.inodes.root()));
         }
-        if node >> NUMBER_BITS != u64::from(self.options.index) {
+        if node >> INODE_BITS != u64::from(self.options.place.index) {
             return Err(os(libc::ENOENT));
         }
-        self.inodes.get(node & NUMBER_MASK)
+        self.inodes.get(node & INODE_MASK)
     }
 
     fn directory(&self, node: u64) -> io::Result<Arc<Inode>> {
@@ -188,7 +179,7 @@ impl Passthrough {
     fn entry(&self, inode: &Inode, stat: &Statx) -> Entry {
         Entry {
             inode: self.node(inode.number),
-            generation: self.options.generation,
+            generation: self.options.place.generation.into(),
             attr: self.stat(inode, stat),
             attr_flags: self.flags_of(inode),
             attr_timeout: self.options.timeout,
@@ -201,9 +192,8 @@ impl Passthrough {
     }
 
     fn stat(&self, inode: &Inode, from: &Statx) -> libc::stat64 {
-        // The only way to an empty stat64 without unsafe code: it has private padding.
-        let mut stat = Entry::default().attr;
-        stat.st_ino = self.node(inode.number);
+        let mut stat = empty_stat();
+        stat.st_ino = self.shown(inode.number);
         stat.st_mode = u32::from(from.stx_mode);
         stat.st_nlink = u64::from(from.stx_nlink);
         stat.st_uid = from.stx_uid;
@@ -365,7 +355,7 @@ impl GuestFs for Passthrough {
             uid: from.stx_uid,
             gid: from.stx_gid,
             mode: from.stx_mode,
-            ino: self.node(inode.number),
+            ino: self.shown(inode.number),
             size: from.stx_size,
             blocks: from.stx_blocks,
             attributes_mask: from.stx_attributes_mask.bits(),
@@ -393,7 +383,6 @@ impl FileSystem for Passthrough {
         self.waiters.clear();
         self.files.clear();
         self.inodes.clear();
-        self.inodes.know_device(self.inodes.root());
     }
 
     fn lookup(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
@@ -421,8 +410,8 @@ impl FileSystem for Passthrough {
     }
 
     fn forget(&self, _ctx: &Context, inode: u64, count: u64) {
-        if inode >> NUMBER_BITS == u64::from(self.options.index) {
-            self.inodes.forget(inode & NUMBER_MASK, count);
+        if inode >> INODE_BITS == u64::from(self.options.place.index) {
+            self.inodes.forget(inode & INODE_MASK, count);
         }
     }
 
@@ -515,7 +504,7 @@ impl FileSystem for Passthrough {
     fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<libc::statvfs64> {
         let inode = self.inode(inode)?;
         let from = rustix::fs::fstatvfs(inode.fd()?.as_fd())?;
-        let mut st = Blank.statfs(ctx, ROOT)?;
+        let mut st = empty_statfs(ctx)?;
         st.f_bsize = from.f_bsize;
         st.f_frsize = from.f_frsize;
         st.f_blocks = from.f_blocks;
@@ -553,13 +542,4 @@ impl Passthrough {
             inodes::NodeFd::Kept(fd) => Ok(fd.try_clone_to_owned()?),
         }
     }
-}
-
-/// A file system with the trait's default answers: the way to an empty `statvfs64`, which has private
-/// padding, without unsafe code.
-struct Blank;
-
-impl FileSystem for Blank {
-    type Inode = u64;
-    type Handle = u64;
 }

@@ -1,0 +1,134 @@
+//! One mount: what was asked for, and what it became.
+//!
+//! Owns: kinds of file systems and how each is opened. Does not own: where it is shown.
+
+use super::DaemonError;
+use crate::config::{Config, Environment};
+use crate::mounts::{Backend, MountPath, PassthroughBackend, PassthroughOptions, RafsSource, open_rafs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Kinds of file systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FsKind {
+    /// A RAFS image.
+    Rafs,
+    /// A directory of this host.
+    Passthrough,
+}
+
+impl FsKind {
+    /// From the words that clients use.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError::FsType`].
+    pub fn parse(text: &str) -> Result<Self, DaemonError> {
+        match text {
+            "rafs" => Ok(Self::Rafs),
+            "passthrough_fs" | "passthroughfs" | "passthrough" => Ok(Self::Passthrough),
+            other => Err(DaemonError::FsType(other.chars().take(100).collect())),
+        }
+    }
+
+    /// A word for log lines.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rafs => "rafs",
+            Self::Passthrough => "passthrough_fs",
+        }
+    }
+}
+
+/// Where a mount's configuration comes from.
+#[derive(Clone, Debug)]
+pub enum MountConfig {
+    /// The text of a mount request.
+    Text(String),
+    /// Read and checked already.
+    Ready(Box<Config>),
+}
+
+/// What is to be mounted where.
+#[derive(Clone, Debug)]
+pub struct MountRequest {
+    /// Where.
+    pub path: MountPath,
+    /// What kind.
+    pub kind: FsKind,
+    /// A bootstrap, or a directory.
+    pub source: PathBuf,
+    /// The configuration; without meaning for a directory.
+    pub config: MountConfig,
+    /// Files to fetch ahead, absolute inside the image.
+    pub prefetch_files: Vec<PathBuf>,
+}
+
+/// A mount.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Where.
+    pub path: MountPath,
+    /// What kind.
+    pub kind: FsKind,
+    /// What was given as source.
+    pub source: String,
+    /// How it is configured; `None` for a directory.
+    pub config: Option<Config>,
+    /// Files to fetch ahead.
+    pub prefetch_files: Vec<PathBuf>,
+    /// The file system.
+    pub backend: Arc<dyn Backend>,
+    /// When.
+    pub mounted_time: SystemTime,
+}
+
+impl MountRequest {
+    /// Opens what is asked for. May take as long as its storage takes.
+    pub(super) fn open(&self) -> Result<Mounted, DaemonError> {
+        if let Some(bad) = self.prefetch_files.iter().find(|file| !file.is_absolute()) {
+            return Err(DaemonError::Prefetch(bad.display().to_string()));
+        }
+        let (backend, config): (Arc<dyn Backend>, _) = match self.kind {
+            FsKind::Rafs => {
+                let config = match &self.config {
+                    MountConfig::Ready(config) => config.as_ref().clone(),
+                    MountConfig::Text(text) => {
+                        let mut config = Config::parse(text)?;
+                        // Not IMAGE_PULL_AUTH, which belongs to the image of the command line.
+                        config.apply(&Environment::of_process().without_pull_auth());
+                        config
+                    }
+                };
+                for remark in &config.remarks {
+                    tracing::warn!("{}: {remark}", self.path);
+                }
+                let source = RafsSource {
+                    bootstrap: self.source.clone(),
+                    config: config.clone(),
+                    prefetch_files: self.prefetch_files.clone(),
+                };
+                (Arc::new(open_rafs(&source)?), Some(config))
+            }
+            FsKind::Passthrough => {
+                let backend = PassthroughBackend::open(&self.source, PassthroughOptions::default());
+                let backend = backend.map_err(|error| DaemonError::Passthrough {
+                    dir: self.source.display().to_string(),
+                    reason: error.to_string(),
+                })?;
+                (Arc::new(backend), None)
+            }
+        };
+        Ok(Mounted {
+            path: self.path.clone(),
+            kind: self.kind,
+            source: self.source.display().to_string(),
+            config,
+            prefetch_files: self.prefetch_files.clone(),
+            backend,
+            mounted_time: SystemTime::now(),
+        })
+    }
+}
