@@ -3,7 +3,7 @@
 //! Owns: the order of things at start and stop. Does not own: any of the parts.
 
 use super::{Cli, Command, OnOff, VirtiofsArgs, logging};
-use crate::config::{Backend, Config, Environment, LocalFs};
+use crate::config::{Config, Environment};
 use crate::daemon::{
     Daemon, Devices, FsKind, Identity, MountConfig, MountRequest, SocketSpec, Version, ViewSpec,
 };
@@ -89,13 +89,7 @@ fn virtiofs(args: &VirtiofsArgs) -> anyhow::Result<()> {
 fn configuration(args: &VirtiofsArgs) -> anyhow::Result<Config> {
     let mut config = match (&args.config, &args.localfs_dir) {
         (Some(file), _) => Config::load(file).with_context(|| format!("--config {}", file.display()))?,
-        (None, Some(dir)) => Config {
-            backend: Backend::LocalFs(LocalFs { dir: Some(dir.clone()), ..LocalFs::default() }),
-            cache_dir: Some(dir.clone()),
-            verify: true,
-            xattr: true,
-            remarks: Vec::new(),
-        },
+        (None, Some(dir)) => Config::localfs(dir),
         (None, None) => bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?"),
     };
     config.apply(&Environment::of_process());

@@ -17,12 +17,40 @@ pub(super) const BLOCK_SIZE: i64 = 4096;
 pub(super) struct Nodes {
     place: Place,
     root: InodeNumber,
+    ids: Option<IdShift>,
+}
+
+/// Ids `from .. from + count` of an image are shown as `to ..`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdShift {
+    /// First id in the image.
+    pub from: u32,
+    /// What it is shown as.
+    pub to: u32,
+    /// How many, such that neither end is past 32 bits.
+    pub count: u32,
+}
+
+impl IdShift {
+    #[inline]
+    fn shown(self, id: u32) -> u32 {
+        match id.checked_sub(self.from) {
+            Some(n) if n < self.count => self.to.saturating_add(n),
+            _ => id,
+        }
+    }
 }
 
 impl Nodes {
     /// Node ids for an image at `place` whose root is `root`.
-    pub(super) fn new(place: Place, root: InodeNumber) -> Self {
-        Self { place, root }
+    pub(super) fn new(place: Place, root: InodeNumber, ids: Option<IdShift>) -> Self {
+        Self { place, root, ids }
+    }
+
+    /// An owner as guests see it.
+    #[inline]
+    pub(super) fn id(self, id: u32) -> u32 {
+        self.ids.map_or(id, |ids| ids.shown(id))
     }
 
     /// Generation of every node of this incarnation.
@@ -56,8 +84,8 @@ impl Nodes {
         stat.st_ino = self.shown(inode.number);
         stat.st_mode = inode.mode;
         stat.st_nlink = u64::from(inode.nlink);
-        stat.st_uid = inode.uid;
-        stat.st_gid = inode.gid;
+        stat.st_uid = self.id(inode.uid);
+        stat.st_gid = self.id(inode.gid);
         stat.st_rdev = u64::from(inode.rdev);
         stat.st_size = i64::try_from(inode.size).unwrap_or(i64::MAX);
         stat.st_blksize = BLOCK_SIZE;
@@ -87,8 +115,8 @@ impl Nodes {
             ctimensec: inode.mtime_nsec,
             mode: inode.mode,
             nlink: inode.nlink,
-            uid: inode.uid,
-            gid: inode.gid,
+            uid: self.id(inode.uid),
+            gid: self.id(inode.gid),
             rdev: inode.rdev,
             blksize: 4096,
             flags: 0,
@@ -116,7 +144,7 @@ mod tests {
     #[test]
     fn node_ids_go_both_ways() {
         let place = Place { index: 1, generation: 7, at_root: true };
-        let nodes = Nodes::new(place, InodeNumber(128));
+        let nodes = Nodes::new(place, InodeNumber(128), None);
         assert_eq!(nodes.node(InodeNumber(128)), 1);
         assert_eq!(nodes.shown(InodeNumber(128)), 1 << 56 | 128);
         assert_eq!(nodes.inode_number(1), Some(InodeNumber(128)));
@@ -124,8 +152,14 @@ mod tests {
         for foreign in [0, 2, 128, 2 << 56 | 128, u64::MAX] {
             assert_eq!(nodes.inode_number(foreign), None, "{foreign:#x}");
         }
-        let below = Nodes::new(Place { at_root: false, ..place }, InodeNumber(128));
+        let below = Nodes::new(Place { at_root: false, ..place }, InodeNumber(128), None);
         assert_eq!(below.node(InodeNumber(128)), 1 << 56 | 128);
         assert_eq!(below.inode_number(1), None, "the namespace's root is somebody else's");
+    }
+
+    #[test]
+    fn owners_are_shifted_in_the_range_only() {
+        let shift = IdShift { from: 0, to: 100_000, count: 65_536 };
+        assert_eq!([0, 1, 65_535, 65_536].map(|id| shift.shown(id)), [100_000, 100_001, 165_535, 65_536]);
     }
 }

@@ -11,6 +11,7 @@ mod namespace;
 mod namespace_fs;
 #[cfg(feature = "daemon")]
 mod open;
+mod passthrough;
 mod path;
 mod pseudo;
 mod rafs_mount;
@@ -18,10 +19,12 @@ mod read;
 #[cfg(feature = "daemon")]
 mod stores;
 
+pub use attributes::IdShift;
 pub use backend::{Backend, INODE_BITS, INODE_MASK, Place};
 pub use counters::{CLASSES, LATENCY_BOUNDS_US, OP_NAMES, OPS, Op, OpCounters, OpTotals, SIZE_BOUNDS};
 pub use namespace::{Namespace, NamespaceError};
 #[cfg(feature = "daemon")]
 pub use open::{OpenError, RafsSource, open_rafs};
+pub use passthrough::{Passthrough, PassthroughBackend, PassthroughError, PassthroughOptions};
 pub use path::{MountPath, PathError};
 pub use rafs_mount::{RafsMount, RafsMountOptions};

@@ -10,8 +10,7 @@ use super::counters::Op;
 use super::namespace::{Namespace, Slot, Table};
 use super::pseudo::{Leads, PseudoDir};
 use super::rafs_mount::{empty_stat, empty_statfs, os};
-use crate::fuse::abi::Statx;
-use crate::fuse::abi::{Attr, ROOT_NODE};
+use crate::fuse::abi::{Attr, ROOT_NODE, Statx, init_flag};
 use crate::fuse::{
     Change, Changed, FileOp, GuestFs, LockReply, LockRequest, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart,
     WriteAt, WriteIo,
@@ -193,7 +192,7 @@ impl GuestFs for Namespace {
                 let answer = slot.fs.start_read(ctx, read, io);
                 match &answer {
                     Ok(ReadStart::Done(n)) => slot.counters.read(Some(*n), start.elapsed()),
-                    // Counted by the file system when it is answered, or on the thread that may wait.
+                    // Counted by the file system when it is answered, or when it comes again.
                     Ok(ReadStart::Parked | ReadStart::Blocks) => {}
                     Err(_) => slot.counters.read(None, Duration::ZERO),
                 }
@@ -250,11 +249,15 @@ impl GuestFs for Namespace {
         }
     }
 
-    /// Those of all mounts: INIT comes once, and flags that one mount has no use for do it no harm.
+    /// A directory may be passed through later on: what that needs is agreed on from the start.
     fn wanted_flags(&self) -> u64 {
-        self.table.load().all().fold(0, |flags, slot| flags | slot.fs.wanted_flags())
+        let table = self.table.load();
+        let wanted = table.all().fold(0, |flags, slot| flags | slot.fs.wanted_flags());
+        let later = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS;
+        if self.stateless_open() { wanted } else { wanted | later }
     }
 
+    #[inline]
     fn read_only(&self, node: u64) -> bool {
         let table = self.table.load();
         match owner(&table, node) {
@@ -263,32 +266,29 @@ impl GuestFs for Namespace {
         }
     }
 
-    /// What moves from one mount to another is EXDEV, as between any two file systems.
     fn change(&self, ctx: &Context, change: &Change<'_>) -> io::Result<Changed> {
         let (node, other) = change.nodes();
-        let table = self.table.load();
-        let Owner::Mount(slot) = owner(&table, node)? else { return Err(os(libc::EROFS)) };
         if let Some(other) = other {
-            match owner(&table, other)? {
-                Owner::Mount(second) if second.place.index == slot.place.index => {}
-                _ => return Err(os(libc::EXDEV)),
-            }
+            self.same_mount(node, other)?;
         }
-        slot.softened(slot.fs.change(ctx, change))
+        to_mount!(self, node, libc::EROFS, |slot| slot.fs.change(ctx, change))
     }
 
     fn write_file(&self, ctx: &Context, write: &WriteAt, io: &mut dyn WriteIo) -> io::Result<u32> {
-        to_mount!(self, write.node, libc::EISDIR, |slot| slot.fs.write_file(ctx, write, io))
+        to_mount!(self, write.node, libc::EROFS, |slot| slot.fs.write_file(ctx, write, io))
     }
 
     fn file_op(&self, ctx: &Context, node: u64, op: &FileOp) -> io::Result<()> {
         let table = self.table.load();
         match owner(&table, node)? {
-            Owner::Mount(slot) if matches!(op, FileOp::Release { .. }) => {
-                slot.answered(Op::Release, slot.fs.file_op(ctx, node, op))
+            Owner::Mount(slot) => {
+                let answer = slot.fs.file_op(ctx, node, op);
+                if matches!(op, FileOp::Release { .. }) {
+                    slot.counters.count(Op::Release, answer.is_err());
+                }
+                slot.softened(answer)
             }
-            Owner::Mount(slot) => slot.softened(slot.fs.file_op(ctx, node, op)),
-            // Directories between mounts have nothing to write and nothing open.
+            // Nothing is open there, and nothing is to be written.
             Owner::Pseudo(_) => Ok(()),
         }
     }
@@ -297,14 +297,12 @@ impl GuestFs for Namespace {
         to_mount!(self, lock.node, libc::EINVAL, |slot| slot.fs.lock(ctx, lock, io))
     }
 
-    /// The request's node is not known, so every mount is told; numbers of requests are one connection's own.
     fn interrupt(&self, unique: u64) {
         for slot in self.table.load().all() {
             slot.fs.interrupt(unique);
         }
     }
 
-    /// ENOSYS stays as it is: the dispatcher takes it to mean "from GETATTR", and no guest sees it.
     fn statx(
         &self,
         ctx: &Context,
@@ -314,6 +312,7 @@ impl GuestFs for Namespace {
     ) -> io::Result<(Statx, Duration)> {
         let table = self.table.load();
         match owner(&table, node)? {
+            // ENOSYS is what the dispatcher makes the answer from GETATTR of.
             Owner::Mount(slot) => slot.fs.statx(ctx, node, handle, mask),
             Owner::Pseudo(_) => Err(os(libc::ENOSYS)),
         }
@@ -454,6 +453,18 @@ impl FileSystem for Namespace {
 
     fn lseek(&self, ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
         to_mount!(self, inode, libc::EINVAL, |slot| slot.fs.lseek(ctx, inode, handle, offset, whence))
+    }
+}
+
+impl Namespace {
+    /// What moves from one mount to another is EXDEV, as between any two file systems.
+    fn same_mount(&self, one: u64, other: u64) -> io::Result<()> {
+        let table = self.table.load();
+        match (owner(&table, one)?, owner(&table, other)?) {
+            (Owner::Mount(one), Owner::Mount(other)) if one.place.index == other.place.index => Ok(()),
+            (Owner::Mount(_), Owner::Mount(_)) => Err(os(libc::EXDEV)),
+            _ => Err(os(libc::EROFS)),
+        }
     }
 }
 

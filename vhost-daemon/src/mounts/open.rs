@@ -4,9 +4,9 @@
 
 use super::backend::Backend as _;
 use super::pseudo::hash;
-use super::{RafsMount, RafsMountOptions, stores};
+use super::{IdShift, RafsMount, RafsMountOptions, stores};
 use crate::config::Config;
-use rafs::image::{Image, ImageError};
+use rafs::image::{CheckOptions, Image, ImageError};
 use rafs::reader::{Reader, ReaderOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,9 @@ pub enum OpenError {
     /// The bootstrap.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The digests of its inodes, which the configuration wants checked.
+    #[error("{0:#}")]
+    Check(anyhow::Error),
     /// The store of its blobs, or what is in it.
     #[error("{0:#}")]
     Store(anyhow::Error),
@@ -48,13 +51,18 @@ pub fn open_rafs(source: &RafsSource) -> Result<RafsMount, OpenError> {
     let RafsSource { bootstrap, config, .. } = source;
     let image = Arc::new(Image::open(bootstrap)?);
     let identity = identity(bootstrap, &image);
+    if config.rafs.validate || config.cache.validate {
+        // Chunks are verified in any case; this is what v5 has beyond them.
+        let options = CheckOptions { inode_digests: true };
+        image.check_with(options).map_err(|e| OpenError::Check(e.into()))?;
+    }
     let opened = stores::open(&config.backend).map_err(OpenError::Store)?;
     if !config.verify {
         tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
     }
     let options = ReaderOptions {
         verify: config.verify,
-        cache_dir: config.cache_dir.clone(),
+        cache_dir: config.cache.dir.clone(),
         deadline: opened.deadline,
         ..ReaderOptions::default()
     };
@@ -64,8 +72,9 @@ pub fn open_rafs(source: &RafsSource) -> Result<RafsMount, OpenError> {
     } else {
         reader.warm();
     }
-    let options = RafsMountOptions { index: 1, xattr: config.xattr, timeout: TIMEOUT };
-    let mount = RafsMount::new(reader, options).with_identity(identity);
+    let options = RafsMountOptions { index: 1, xattr: config.rafs.xattr, timeout: TIMEOUT };
+    let ids = config.rafs.id_mapping.map(|m| IdShift { from: m.internal, to: m.external, count: m.range });
+    let mount = RafsMount::new(reader, options).with_identity(identity).with_ids(ids);
     debug_assert!(mount.identity().is_some(), "remounts keep node ids by it");
     Ok(mount)
 }

@@ -3,7 +3,7 @@
 //! Owns: what each call answers for an image (guest-view.md). Keeps nothing about open files or lookups, so
 //! that a restart, a reconnect and an upgrade need no state. Does not own: reads (`read`).
 
-use super::attributes::{BLOCK_SIZE, Nodes, entry_type};
+use super::attributes::{BLOCK_SIZE, IdShift, Nodes, entry_type};
 use super::backend::{Backend, Place};
 use super::counters::OpCounters;
 use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart};
@@ -38,6 +38,7 @@ pub struct RafsMount {
     xattr: bool,
     timeout: Duration,
     identity: Option<u64>,
+    ids: Option<IdShift>,
 }
 
 /// What all places of one image share.
@@ -53,9 +54,9 @@ pub(super) struct Shared {
 
 impl Backend for RafsMount {
     fn at(&self, place: Place) -> Arc<dyn GuestFs> {
-        let nodes = Nodes::new(place, self.image().root());
-        let (xattr, timeout, identity) = (self.xattr, self.timeout, self.identity);
-        Arc::new(Self { shared: Arc::clone(&self.shared), nodes, xattr, timeout, identity })
+        let nodes = Nodes::new(place, self.image().root(), self.ids);
+        let (xattr, timeout, identity, ids) = (self.xattr, self.timeout, self.identity, self.ids);
+        Arc::new(Self { shared: Arc::clone(&self.shared), nodes, xattr, timeout, identity, ids })
     }
 
     fn root(&self) -> u64 {
@@ -88,17 +89,23 @@ impl RafsMount {
     #[must_use]
     pub fn new(reader: Reader, options: RafsMountOptions) -> Self {
         let place = Place { index: options.index, generation: 0, at_root: true };
-        let nodes = Nodes::new(place, reader.image().root());
+        let nodes = Nodes::new(place, reader.image().root(), None);
         let shared =
             Shared { reader, log: LogLimit::default(), parked: Arc::default(), counters: Arc::default() };
         let (xattr, timeout) = (options.xattr, options.timeout);
-        Self { shared: Arc::new(shared), nodes, xattr, timeout, identity: None }
+        Self { shared: Arc::new(shared), nodes, xattr, timeout, identity: None, ids: None }
     }
 
     /// Says what tells this image from others ([`Backend::identity`]).
     #[must_use]
     pub fn with_identity(self, identity: u64) -> Self {
         Self { identity: Some(identity), ..self }
+    }
+
+    /// Shows owners shifted.
+    #[must_use]
+    pub fn with_ids(self, ids: Option<IdShift>) -> Self {
+        Self { ids, ..self }
     }
 
     /// The reader, to stop it at the end.
@@ -371,9 +378,9 @@ impl FileSystem for RafsMount {
         if mask & libc::W_OK != 0 {
             return Err(os(libc::EROFS));
         }
-        let shift = if ctx.uid == inode.uid {
+        let shift = if ctx.uid == self.nodes.id(inode.uid) {
             6
-        } else if ctx.gid == inode.gid {
+        } else if ctx.gid == self.nodes.id(inode.gid) {
             3
         } else {
             0
