@@ -5,6 +5,7 @@ pub mod browser;
 pub mod data;
 pub mod expected;
 pub mod source;
+pub mod tar;
 
 use rafs_builder::{
     BlobTarget, BootstrapTarget, CreateOptions, CreateReport, ImageOptions, Progress, SourceKind,
