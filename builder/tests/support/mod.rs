@@ -3,6 +3,7 @@
 
 pub mod data;
 pub mod expected;
+pub mod read;
 pub mod source;
 
 use rafs_builder::{
