@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod data;
 pub mod expected;
+pub mod read;
 pub mod source;
 pub mod tar;
 
