@@ -202,14 +202,26 @@ impl BlobState {
     }
 
     /// The file and position of a ready chunk, and the [epoch](Access::epoch) from before it was found ready.
-    #[inline]
     pub fn ready(&self, image: &Image, chunk: &ChunkRef) -> Option<(BorrowedFd<'_>, u64, u64)> {
+        self.find(image, chunk, false)
+    }
+
+    /// As [`ready`](Self::ready), only for chunks that have been read before. So the first read of each chunk comes by
+    /// the fetch threads, who keep track of that, and later ones need not.
+    #[inline]
+    pub fn hot(&self, image: &Image, chunk: &ChunkRef) -> Option<(BorrowedFd<'_>, u64, u64)> {
+        self.find(image, chunk, true)
+    }
+
+    #[inline]
+    fn find(&self, image: &Image, chunk: &ChunkRef, hot: bool) -> Option<(BorrowedFd<'_>, u64, u64)> {
         let access = self.access.get()?;
         match &access.kind {
             Kind::Cache(cache) => {
                 let epoch = cache.epoch();
-                let ready = cache.is_ready(self.number(access, chunk)?);
-                ready.then(|| (cache.file(), chunk.uncompressed_offset, epoch))
+                let number = self.number(access, chunk)?;
+                let found = if hot { cache.is_hot(number) } else { cache.is_ready(number) };
+                found.then(|| (cache.file(), chunk.uncompressed_offset, epoch))
             }
             Kind::Tar { file, .. } => Some((file.as_fd(), chunk.uncompressed_offset, 0)),
             Kind::Raw { file, ready, .. } => {
@@ -244,6 +256,11 @@ impl BlobState {
 }
 
 impl Access {
+    /// Nothing is fetched for it beside what is asked for: it is here already, or cannot be kept.
+    pub fn is_local(&self) -> bool {
+        matches!(self.kind, Kind::Tar { .. } | Kind::Raw { .. })
+    }
+
     /// Number that changes before bytes of ready chunks do. Files that are not ours do not change, as far as we know.
     #[inline]
     pub fn epoch(&self) -> u64 {
