@@ -115,7 +115,11 @@ impl Trace {
                 .map_err(|source| TraceError::Read { path: path(), source })?;
             let whole = bytes.ends_with(b"\n");
             if !whole && u64::try_from(bytes.len()) == Ok(LINE_MAX) {
-                return Err(if line == 1 { TraceError::NotATrace { path: path() } } else { wrong("too long") });
+                return Err(if line == 1 {
+                    TraceError::NotATrace { path: path() }
+                } else {
+                    wrong("too long")
+                });
             }
             let text = std::str::from_utf8(&bytes).unwrap_or("\u{0}").trim_end();
             if line == 1 {

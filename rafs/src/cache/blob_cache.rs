@@ -40,9 +40,24 @@ struct Bits {
 }
 
 impl Bits {
+    /// In this order: [`touch`](Self::touch) looks again after it has set the other bit.
     fn clear(&self, chunk: u32) {
-        self.hot.clear(chunk);
         self.ready.clear(chunk);
+        self.hot.clear(chunk);
+    }
+
+    fn clear_all(&self) {
+        self.ready.clear_all();
+        self.hot.clear_all();
+    }
+
+    fn touch(&self, chunk: u32) {
+        if self.ready.get(chunk) && !self.hot.get(chunk) {
+            self.hot.set(chunk);
+            if !self.ready.get(chunk) {
+                self.hot.clear(chunk);
+            }
+        }
     }
 }
 
@@ -261,9 +276,10 @@ impl BlobCache {
     /// The data file turned out to be shorter than it was: somebody else cut it. All that was verified may be gone,
     /// and must not look like zeros once the file grows again.
     fn reject_all(&self) {
+        // What is being written now may be cut off, too.
+        let _nothing_is_written = self.taking_away.write().unwrap_or_else(PoisonError::into_inner);
         for view in self.views().iter().filter_map(Weak::upgrade) {
-            view.hot.clear_all();
-            view.ready.clear_all();
+            view.clear_all();
         }
         self.epoch.fetch_add(1, Ordering::SeqCst);
         if self.writable
@@ -377,13 +393,7 @@ impl CacheView {
 
     /// A chunk is being read. Makes it hot if it is ready.
     pub fn touch(&self, chunk: u32) {
-        if self.bits.ready.get(chunk) && !self.bits.hot.get(chunk) {
-            let _nothing_is_taken_away =
-                self.cache.taking_away.read().unwrap_or_else(PoisonError::into_inner);
-            if self.bits.ready.get(chunk) {
-                self.bits.hot.set(chunk);
-            }
-        }
+        self.bits.touch(chunk);
     }
 
     /// Number of chunks verified.
