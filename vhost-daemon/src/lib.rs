@@ -11,6 +11,8 @@ pub mod config;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod fuse;
+#[cfg(feature = "daemon")]
+pub mod fusedev;
 mod log_limit;
 pub mod mounts;
 pub mod virtio;
