@@ -5,6 +5,7 @@
 
 mod backend;
 mod environment;
+mod explain;
 mod settings;
 mod shown;
 mod v1;
@@ -12,6 +13,7 @@ mod v2;
 
 pub use backend::{Backend, LocalDisk, LocalFs};
 pub use environment::Environment;
+pub use explain::explain;
 pub use settings::{CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
 
 use serde_json::{Value, json};
@@ -70,6 +72,9 @@ pub enum ConfigError {
         /// What each reader said.
         tried: String,
     },
+    /// It has no section for the file system, which a mount needs.
+    #[error("no configuration information for rafs")]
+    NoRafs,
     /// It parses, but says something that cannot be done.
     #[error("invalid configuration: {0}")]
     Invalid(String),

@@ -3,8 +3,9 @@
 //! Owns: kinds of file systems and how each is opened. Does not own: where it is shown.
 
 use super::DaemonError;
-use crate::config::{Config, Environment};
+use crate::config::{Config, ConfigError, Environment};
 use crate::mounts::{Backend, MountPath, RafsSource, open_rafs};
+use rafs_net::NetStore;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -81,6 +82,8 @@ pub struct Mounted {
     pub prefetch_files: Vec<PathBuf>,
     /// The file system.
     pub backend: Arc<dyn Backend>,
+    /// Its store, if that is behind a network.
+    pub net: Option<Arc<NetStore>>,
     /// When.
     pub mounted_time: SystemTime,
 }
@@ -91,12 +94,15 @@ impl MountRequest {
         if let Some(bad) = self.prefetch_files.iter().find(|file| !file.is_absolute()) {
             return Err(DaemonError::Prefetch(bad.display().to_string()));
         }
-        let (backend, config): (Arc<dyn Backend>, _) = match self.kind {
+        let (backend, config, net): (Arc<dyn Backend>, _, _) = match self.kind {
             FsKind::Rafs => {
                 let config = match &self.config {
                     MountConfig::Ready(config) => config.as_ref().clone(),
                     MountConfig::Text(text) => {
                         let mut config = Config::parse(text)?;
+                        if !config.has_rafs {
+                            return Err(ConfigError::NoRafs.into());
+                        }
                         // Not IMAGE_PULL_AUTH, which belongs to the image of the command line.
                         config.apply(&Environment::of_process().without_pull_auth());
                         config
@@ -110,7 +116,8 @@ impl MountRequest {
                     config: config.clone(),
                     prefetch_files: self.prefetch_files.clone(),
                 };
-                (Arc::new(open_rafs(&source)?), Some(config))
+                let opened = open_rafs(&source)?;
+                (Arc::new(opened.mount), Some(config), opened.net)
             }
             FsKind::Passthrough => {
                 return Err(DaemonError::Passthrough {
@@ -126,6 +133,7 @@ impl MountRequest {
             config,
             prefetch_files: self.prefetch_files.clone(),
             backend,
+            net,
             mounted_time: SystemTime::now(),
         })
     }
