@@ -3,7 +3,6 @@
 //! Owns: recognising a text, reading it, refusing what cannot be honoured. Does not own: opening what it
 //! names. Keys nobody knows are ignored, as clients rely on.
 
-mod backend;
 mod environment;
 mod explain;
 mod settings;
@@ -11,9 +10,9 @@ mod shown;
 mod v1;
 mod v2;
 
-pub use backend::{Backend, LocalDisk, LocalFs};
 pub use environment::Environment;
 pub use explain::explain;
+pub use rafs_net::{Backend, LocalDisk, LocalFs};
 pub use settings::{CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
 
 use serde_json::{Value, json};
@@ -78,6 +77,12 @@ pub enum ConfigError {
     /// It parses, but says something that cannot be done.
     #[error("invalid configuration: {0}")]
     Invalid(String),
+}
+
+impl From<rafs_net::NetError> for ConfigError {
+    fn from(error: rafs_net::NetError) -> Self {
+        Self::Invalid(error.to_string())
+    }
 }
 
 impl Config {

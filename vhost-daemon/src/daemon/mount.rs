@@ -4,7 +4,7 @@
 
 use super::DaemonError;
 use crate::config::{Config, ConfigError, Environment};
-use crate::mounts::{Backend, MountPath, RafsSource, open_rafs};
+use crate::mounts::{Backend, MountPath, PassthroughBackend, PassthroughOptions, RafsSource, open_rafs};
 use rafs_net::NetStore;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -120,10 +120,12 @@ impl MountRequest {
                 (Arc::new(opened.mount), Some(config), opened.net)
             }
             FsKind::Passthrough => {
-                return Err(DaemonError::Passthrough {
+                let backend = PassthroughBackend::open(&self.source, PassthroughOptions::default());
+                let backend = backend.map_err(|error| DaemonError::Passthrough {
                     dir: self.source.display().to_string(),
-                    reason: "passing a host directory through is not built yet".to_owned(),
-                });
+                    reason: error.to_string(),
+                })?;
+                (Arc::new(backend), None, None)
             }
         };
         Ok(Mounted {

@@ -12,6 +12,7 @@ mod namespace;
 mod namespace_fs;
 #[cfg(feature = "daemon")]
 mod open;
+mod passthrough;
 mod path;
 mod pseudo;
 mod rafs_mount;
@@ -26,5 +27,6 @@ pub use file_stats::{FileStat, FileStats};
 pub use namespace::{Namespace, NamespaceError};
 #[cfg(feature = "daemon")]
 pub use open::{OpenError, OpenedRafs, RafsSource, open_rafs};
+pub use passthrough::{Passthrough, PassthroughBackend, PassthroughError, PassthroughOptions};
 pub use path::{MountPath, PathError};
 pub use rafs_mount::{RafsMount, RafsMountOptions};

@@ -10,12 +10,13 @@ use super::counters::Op;
 use super::namespace::{Namespace, Slot, Table};
 use super::pseudo::{Leads, PseudoDir};
 use super::rafs_mount::{empty_stat, empty_statfs, os};
-use crate::fuse::abi::{Attr, ROOT_NODE};
-use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadIo, ReadStart};
-use fuse_backend_rs::abi::fuse_abi::CreateIn;
+use crate::fuse::abi::{Attr, ROOT_NODE, Statx, init_flag};
+use crate::fuse::{
+    Change, Changed, FileOp, GuestFs, LockReply, LockRequest, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart,
+    WriteAt, WriteIo,
+};
 use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileLock, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
-    SetattrValid, ZeroCopyReader, ZeroCopyWriter,
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
 };
 use std::ffi::CStr;
 use std::io;
@@ -183,23 +184,16 @@ macro_rules! counted {
 
 impl GuestFs for Namespace {
     #[inline]
-    fn start_read(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        offset: u64,
-        size: u32,
-        io: &mut dyn ReadIo,
-    ) -> io::Result<ReadStart> {
+    fn start_read(&self, ctx: &Context, read: &ReadAt, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
         let table = self.table.load();
-        match owner(&table, inode)? {
+        match owner(&table, read.node)? {
             Owner::Mount(slot) => {
                 let start = Instant::now();
-                let answer = slot.fs.start_read(ctx, inode, offset, size, io);
+                let answer = slot.fs.start_read(ctx, read, io);
                 match &answer {
                     Ok(ReadStart::Done(n)) => slot.counters.read(Some(*n), start.elapsed()),
-                    // Counted by the file system when it is answered.
-                    Ok(ReadStart::Parked) => {}
+                    // Counted by the file system when it is answered, or when it comes again.
+                    Ok(ReadStart::Parked | ReadStart::Blocks) => {}
                     Err(_) => slot.counters.read(None, Duration::ZERO),
                 }
                 answer
@@ -208,17 +202,24 @@ impl GuestFs for Namespace {
         }
     }
 
-    fn list_plus(&self, ctx: &Context, inode: u64, offset: u64, sink: &mut dyn PlusSink) -> io::Result<()> {
+    fn list_plus(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: u64,
+        offset: u64,
+        sink: &mut dyn PlusSink,
+    ) -> io::Result<()> {
         counted!(
             self,
             Readdirplus,
             inode,
-            |slot| slot.fs.list_plus(ctx, inode, offset, sink),
+            |slot| slot.fs.list_plus(ctx, inode, handle, offset, sink),
             |dir, table| dir.list(&table, offset, |name, number, slot, cookie| {
                 let (attr, generation) = match slot {
                     Some(slot) => {
                         let (stat, _) = slot.fs.getattr(ctx, number, None)?;
-                        (crate::fuse::wire_attr(&stat, slot.fs.attr_flags(number)), slot.place.generation)
+                        (crate::fuse::attr(&stat, slot.fs.attr_flags(number)), slot.place.generation)
                     }
                     None => (PseudoDir::attr(number), 0),
                 };
@@ -245,6 +246,75 @@ impl GuestFs for Namespace {
         match owner(&table, inode) {
             Ok(Owner::Mount(slot)) => slot.fs.attr_flags(inode),
             _ => 0,
+        }
+    }
+
+    /// A directory may be passed through later on: what that needs is agreed on from the start.
+    fn wanted_flags(&self) -> u64 {
+        let table = self.table.load();
+        let wanted = table.all().fold(0, |flags, slot| flags | slot.fs.wanted_flags());
+        let later = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS;
+        if self.stateless_open() { wanted } else { wanted | later }
+    }
+
+    #[inline]
+    fn read_only(&self, node: u64) -> bool {
+        let table = self.table.load();
+        match owner(&table, node) {
+            Ok(Owner::Mount(slot)) => slot.fs.read_only(node),
+            _ => true,
+        }
+    }
+
+    fn change(&self, ctx: &Context, change: &Change<'_>) -> io::Result<Changed> {
+        let (node, other) = change.nodes();
+        if let Some(other) = other {
+            self.same_mount(node, other)?;
+        }
+        to_mount!(self, node, libc::EROFS, |slot| slot.fs.change(ctx, change))
+    }
+
+    fn write_file(&self, ctx: &Context, write: &WriteAt, io: &mut dyn WriteIo) -> io::Result<u32> {
+        to_mount!(self, write.node, libc::EROFS, |slot| slot.fs.write_file(ctx, write, io))
+    }
+
+    fn file_op(&self, ctx: &Context, node: u64, op: &FileOp) -> io::Result<()> {
+        let table = self.table.load();
+        match owner(&table, node)? {
+            Owner::Mount(slot) => {
+                let answer = slot.fs.file_op(ctx, node, op);
+                if matches!(op, FileOp::Release { .. }) {
+                    slot.counters.count(Op::Release, answer.is_err());
+                }
+                slot.softened(answer)
+            }
+            // Nothing is open there, and nothing is to be written.
+            Owner::Pseudo(_) => Ok(()),
+        }
+    }
+
+    fn lock(&self, ctx: &Context, lock: &LockRequest, io: &mut dyn ReadIo) -> io::Result<LockReply> {
+        to_mount!(self, lock.node, libc::EINVAL, |slot| slot.fs.lock(ctx, lock, io))
+    }
+
+    fn interrupt(&self, unique: u64) {
+        for slot in self.table.load().all() {
+            slot.fs.interrupt(unique);
+        }
+    }
+
+    fn statx(
+        &self,
+        ctx: &Context,
+        node: u64,
+        handle: Option<u64>,
+        mask: u32,
+    ) -> io::Result<(Statx, Duration)> {
+        let table = self.table.load();
+        match owner(&table, node)? {
+            // ENOSYS is what the dispatcher makes the answer from GETATTR of.
+            Owner::Mount(slot) => slot.fs.statx(ctx, node, handle, mask),
+            Owner::Pseudo(_) => Err(os(libc::ENOSYS)),
         }
     }
 }
@@ -308,69 +378,10 @@ impl FileSystem for Namespace {
         if inode == ROOT_NODE { answer.map(|(stat, timeout)| (stat, timeout.min(TIMEOUT))) } else { answer }
     }
 
-    fn setattr(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        attr: libc::stat64,
-        handle: Option<u64>,
-        valid: SetattrValid,
-    ) -> io::Result<(libc::stat64, Duration)> {
-        to_mount!(self, inode, libc::EROFS, |slot| slot.fs.setattr(ctx, inode, attr, handle, valid))
-    }
-
     fn readlink(&self, ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
         counted!(self, Readlink, inode, |slot| slot.fs.readlink(ctx, inode), |_dir, _table| Err(os(
             libc::EINVAL
         )))
-    }
-
-    fn symlink(&self, ctx: &Context, linkname: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
-        to_mount!(self, parent, libc::EROFS, |slot| slot.fs.symlink(ctx, linkname, parent, name))
-    }
-
-    fn mknod(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        name: &CStr,
-        mode: u32,
-        rdev: u32,
-        umask: u32,
-    ) -> io::Result<Entry> {
-        to_mount!(self, inode, libc::EROFS, |slot| slot.fs.mknod(ctx, inode, name, mode, rdev, umask))
-    }
-
-    fn mkdir(&self, ctx: &Context, parent: u64, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry> {
-        to_mount!(self, parent, libc::EROFS, |slot| slot.fs.mkdir(ctx, parent, name, mode, umask))
-    }
-
-    fn unlink(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
-        to_mount!(self, parent, libc::EROFS, |slot| slot.fs.unlink(ctx, parent, name))
-    }
-
-    fn rmdir(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
-        to_mount!(self, parent, libc::EROFS, |slot| slot.fs.rmdir(ctx, parent, name))
-    }
-
-    fn rename(
-        &self,
-        ctx: &Context,
-        olddir: u64,
-        oldname: &CStr,
-        newdir: u64,
-        newname: &CStr,
-        flags: u32,
-    ) -> io::Result<()> {
-        self.same_mount(olddir, newdir)?;
-        to_mount!(self, olddir, libc::EROFS, |slot| slot
-            .fs
-            .rename(ctx, olddir, oldname, newdir, newname, flags))
-    }
-
-    fn link(&self, ctx: &Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
-        self.same_mount(inode, newparent)?;
-        to_mount!(self, inode, libc::EROFS, |slot| slot.fs.link(ctx, inode, newparent, newname))
     }
 
     fn open(
@@ -385,110 +396,12 @@ impl FileSystem for Namespace {
         ))
     }
 
-    fn create(
-        &self,
-        ctx: &Context,
-        parent: u64,
-        name: &CStr,
-        args: CreateIn,
-    ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
-        to_mount!(self, parent, libc::EROFS, |slot| slot.fs.create(ctx, parent, name, args))
-    }
-
-    fn read(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        w: &mut dyn ZeroCopyWriter,
-        size: u32,
-        offset: u64,
-        lock_owner: Option<u64>,
-        flags: u32,
-    ) -> io::Result<usize> {
-        to_mount!(self, inode, libc::EISDIR, |slot| slot
-            .fs
-            .read(ctx, inode, handle, w, size, offset, lock_owner, flags))
-    }
-
-    fn write(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        r: &mut dyn ZeroCopyReader,
-        size: u32,
-        offset: u64,
-        lock_owner: Option<u64>,
-        delayed_write: bool,
-        flags: u32,
-        fuse_flags: u32,
-    ) -> io::Result<usize> {
-        to_mount!(self, inode, libc::EROFS, |slot| slot.fs.write(
-            ctx,
-            inode,
-            handle,
-            r,
-            size,
-            offset,
-            lock_owner,
-            delayed_write,
-            flags,
-            fuse_flags
-        ))
-    }
-
-    fn flush(&self, ctx: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
-        to_mount!(self, inode, libc::EISDIR, |slot| slot.fs.flush(ctx, inode, handle, lock_owner))
-    }
-
-    fn fsync(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        to_mount!(self, inode, libc::EISDIR, |slot| slot.fs.fsync(ctx, inode, datasync, handle))
-    }
-
-    fn fallocate(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        mode: u32,
-        offset: u64,
-        length: u64,
-    ) -> io::Result<()> {
-        to_mount!(self, inode, libc::EROFS, |slot| slot
-            .fs
-            .fallocate(ctx, inode, handle, mode, offset, length))
-    }
-
-    fn release(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        flags: u32,
-        handle: u64,
-        flush: bool,
-        flock_release: bool,
-        lock_owner: Option<u64>,
-    ) -> io::Result<()> {
-        counted!(
-            self,
-            Release,
-            inode,
-            |slot| slot.fs.release(ctx, inode, flags, handle, flush, flock_release, lock_owner),
-            |_dir, _table| Ok(())
-        )
-    }
-
     fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<libc::statvfs64> {
         counted!(self, Statfs, inode, |slot| slot.fs.statfs(ctx, inode), |_dir, _table| {
             let mut st = empty_statfs(ctx)?;
             (st.f_bsize, st.f_frsize, st.f_namemax) = (4096, 4096, 255);
             Ok(st)
         })
-    }
-
-    fn setxattr(&self, ctx: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
-        to_mount!(self, inode, libc::EROFS, |slot| slot.fs.setxattr(ctx, inode, name, value, flags))
     }
 
     fn getxattr(&self, ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
@@ -501,10 +414,6 @@ impl FileSystem for Namespace {
         counted!(self, Listxattr, inode, |slot| slot.fs.listxattr(ctx, inode, size), |_dir, _table| Ok(
             if size == 0 { ListxattrReply::Count(0) } else { ListxattrReply::Names(Vec::new()) }
         ))
-    }
-
-    fn removexattr(&self, ctx: &Context, inode: u64, name: &CStr) -> io::Result<()> {
-        to_mount!(self, inode, libc::EROFS, |slot| slot.fs.removexattr(ctx, inode, name))
     }
 
     fn opendir(&self, ctx: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
@@ -536,28 +445,6 @@ impl FileSystem for Namespace {
         )
     }
 
-    fn readdirplus(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        size: u32,
-        offset: u64,
-        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        to_mount!(self, inode, libc::ENOSYS, |slot| slot
-            .fs
-            .readdirplus(ctx, inode, handle, size, offset, add_entry))
-    }
-
-    fn fsyncdir(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        counted_never(self, inode, |slot| slot.fs.fsyncdir(ctx, inode, datasync, handle))
-    }
-
-    fn releasedir(&self, ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
-        counted_never(self, inode, |slot| slot.fs.releasedir(ctx, inode, flags, handle))
-    }
-
     fn access(&self, ctx: &Context, inode: u64, mask: u32) -> io::Result<()> {
         counted!(self, Access, inode, |slot| slot.fs.access(ctx, inode, mask), |_dir, _table| {
             if mask.cast_signed() & libc::W_OK != 0 { Err(os(libc::EROFS)) } else { Ok(()) }
@@ -566,55 +453,6 @@ impl FileSystem for Namespace {
 
     fn lseek(&self, ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
         to_mount!(self, inode, libc::EINVAL, |slot| slot.fs.lseek(ctx, inode, handle, offset, whence))
-    }
-
-    fn getlk(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        owner_id: u64,
-        lock: FileLock,
-        flags: u32,
-    ) -> io::Result<FileLock> {
-        to_mount!(self, inode, libc::EINVAL, |slot| slot.fs.getlk(ctx, inode, handle, owner_id, lock, flags))
-    }
-
-    fn setlk(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        owner_id: u64,
-        lock: FileLock,
-        flags: u32,
-    ) -> io::Result<()> {
-        to_mount!(self, inode, libc::EINVAL, |slot| slot.fs.setlk(ctx, inode, handle, owner_id, lock, flags))
-    }
-
-    fn setlkw(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        handle: u64,
-        owner_id: u64,
-        lock: FileLock,
-        flags: u32,
-    ) -> io::Result<()> {
-        to_mount!(self, inode, libc::EINVAL, |slot| slot.fs.setlkw(ctx, inode, handle, owner_id, lock, flags))
-    }
-}
-
-/// For directories: those between mounts have nothing to do.
-fn counted_never(
-    namespace: &Namespace,
-    inode: u64,
-    call: impl FnOnce(&Slot) -> io::Result<()>,
-) -> io::Result<()> {
-    let table = namespace.table.load();
-    match owner(&table, inode)? {
-        Owner::Mount(slot) => slot.softened(call(slot)),
-        Owner::Pseudo(_) => Ok(()),
     }
 }
 

@@ -79,6 +79,8 @@ pub fn open_rafs(source: &RafsSource) -> Result<OpenedRafs, OpenError> {
     let reader = Reader::new(image, opened.store, options).map_err(|e| OpenError::Store(e.into()))?;
     if opened.local {
         reader.check_blobs().map_err(|e| OpenError::Store(e.into()))?;
+    } else {
+        reader.warm();
     }
     let options = RafsMountOptions { index: 1, xattr: config.rafs.xattr, timeout: TIMEOUT };
     let ids = config.rafs.id_mapping.map(|m| IdShift { from: m.internal, to: m.external, count: m.range });

@@ -7,7 +7,7 @@ use super::attributes::{BLOCK_SIZE, IdShift, Nodes, entry_type};
 use super::backend::{Backend, Place};
 use super::counters::OpCounters;
 use super::file_stats::FileStats;
-use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadIo, ReadStart};
+use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart};
 use crate::log_limit::LogLimit;
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
@@ -222,18 +222,18 @@ pub(super) fn os(errno: i32) -> io::Error {
 }
 
 impl GuestFs for RafsMount {
-    fn start_read(
+    fn start_read(&self, _ctx: &Context, read: &ReadAt, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
+        self.read_file(read.node, read.offset, read.size, io)
+    }
+
+    fn list_plus(
         &self,
         _ctx: &Context,
         inode: u64,
+        _handle: u64,
         offset: u64,
-        size: u32,
-        io: &mut dyn ReadIo,
-    ) -> io::Result<ReadStart> {
-        self.read_file(inode, offset, size, io)
-    }
-
-    fn list_plus(&self, _ctx: &Context, inode: u64, offset: u64, sink: &mut dyn PlusSink) -> io::Result<()> {
+        sink: &mut dyn PlusSink,
+    ) -> io::Result<()> {
         let valid_secs = self.timeout.as_secs();
         self.list(inode, offset, |entry| {
             let node = self.image().inode(entry.number).map_err(|e| self.refuse(&e))?;

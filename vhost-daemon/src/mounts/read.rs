@@ -68,7 +68,7 @@ impl RafsMount {
         })
     }
 
-    /// Reads runs in place. `None` when a part of them is not in memory: then the whole read is parked.
+    /// Reads runs in place. `None` when a part of them is not in memory, or no longer there: then the whole read is parked.
     fn read_runs(&self, runs: &[Run], io: &mut dyn ReadIo) -> io::Result<Option<usize>> {
         let mut at = 0;
         for run in runs {
@@ -79,7 +79,8 @@ impl RafsMount {
             }
             at += len;
         }
-        Ok(Some(at))
+        // A bounded cache may have taken a chunk away since the plan was made.
+        Ok(self.shared.reader.confirm(runs).then_some(at))
     }
 
     fn park(&self, inode: &Inode, offset: u64, len: u32, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
