@@ -175,7 +175,7 @@ impl Core {
 
     /// The table is there. Blobs that the image has no digests for may carry some of their own.
     fn table_found(self: &Arc<Self>, state: &BlobState, info: &BlobInfo, table: ChunkTable) {
-        let wanted = self.options.verify
+        let wanted = self.verify
             && info.features.contains(BlobFeatures::INLINED_CHUNK_DIGEST)
             && !state.has_digests()
             && !self.has_records(info);
@@ -239,7 +239,7 @@ impl Core {
         self.source_failed(state, &error);
     }
 
-    fn source_found(&self, state: &BlobState, source: Source) {
+    fn source_found(self: &Arc<Self>, state: &BlobState, source: Source) {
         let pieces = state.set_source(source);
         if !pieces.is_empty() {
             self.push(Job::Pieces(pieces));
@@ -248,7 +248,7 @@ impl Core {
 
     fn source_failed(&self, state: &BlobState, error: &ReadError) {
         let pieces = state.forget_source();
-        if let Some(left_out) = self.log_limit.admit() {
+        if let Some(left_out) = self.hub.log_limit.admit() {
             tracing::error!(left_out, "chunks of a blob cannot be located: {error}");
         }
         for piece in pieces {
@@ -257,7 +257,13 @@ impl Core {
     }
 
     /// Data does not fit to the chunk info: get that anew, and not from the cache directory.
-    pub fn source_is_wrong(&self, state: &BlobState, info: &BlobInfo, chunk: &ChunkRef, error: &ReadError) {
+    pub fn source_is_wrong(
+        self: &Arc<Self>,
+        state: &BlobState,
+        info: &BlobInfo,
+        chunk: &ChunkRef,
+        error: &ReadError,
+    ) {
         tracing::debug!(blob = %info.id, chunk = %chunk.chunk, %error, "chunk info is looked up again");
         state.distrust_cached_table.store(true, Ordering::Relaxed);
         let pieces = state.forget_source();

@@ -232,13 +232,13 @@ mod tests {
             change(&mut rafs);
             rafs.check()
         };
-        assert!(rafs(|_| ()).is_ok());
+        rafs(|_| ()).unwrap();
         assert!(rafs(|r| r.amplify_io = AMPLIFY_MAX + 1).is_err());
         assert!(rafs(|r| r.prefetch = PrefetchSettings { enable: true, threads: 0, ..r.prefetch }).is_err());
         assert!(
             rafs(|r| r.prefetch = PrefetchSettings { enable: true, threads: 1025, ..r.prefetch }).is_err()
         );
-        assert!(rafs(|r| r.prefetch = PrefetchSettings { enable: false, threads: 0, ..r.prefetch }).is_ok());
+        rafs(|r| r.prefetch = PrefetchSettings { enable: false, threads: 0, ..r.prefetch }).unwrap();
         assert!(rafs(|r| r.mode = "swift".into()).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! V1: the JSON that runtime clients send (config.md section 2).
 
 use super::settings::{self, AMPLIFY_DEFAULT, CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
-use super::{Config, ConfigError, backend, shown};
+use super::{Config, ConfigError, shown};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -148,7 +148,7 @@ impl File {
         let mut remarks = Vec::new();
         let device = self.device;
         let (kind, section) = (device.backend.kind, device.backend.config);
-        let backend = backend::parse(&kind, &section, &mut remarks)?;
+        let backend = rafs_net::Backend::parse(&kind, &section, &mut remarks)?;
         let cache = device.cache;
         let cache =
             CacheFiles::settings(cache.config, cache.kind, cache.compressed, cache.validate, &mut remarks)?;

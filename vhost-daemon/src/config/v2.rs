@@ -2,7 +2,7 @@
 
 use super::settings::{self, AMPLIFY_DEFAULT, CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
 use super::v1::CacheFiles;
-use super::{Config, ConfigError, backend, shown};
+use super::{Config, ConfigError, shown};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -119,7 +119,8 @@ impl File {
         let kind = backend.kind;
         let section = backend.sections.get(&kind).or_else(|| backend.sections.get(&kind.replace('-', "_")));
         // An unknown type is said to be unknown rather than without its section.
-        let section = section.cloned().or_else(|| (!backend::is_known(&kind)).then_some(Value::Null));
+        let section =
+            section.cloned().or_else(|| (!rafs_net::Backend::is_known(&kind)).then_some(Value::Null));
         let Some(section) = section else {
             return Err(ConfigError::Invalid(format!(
                 "backend \"{kind}\" needs its section [backend.{kind}]"
@@ -140,7 +141,7 @@ impl File {
             id_mapping: IdMapping::parse(&rafs.id_mapping.unwrap_or_default())?,
         };
         rafs.check()?;
-        let parsed = backend::parse(&kind, &section, &mut remarks)?;
+        let parsed = rafs_net::Backend::parse(&kind, &section, &mut remarks)?;
         shown::remark_external(&self.external_backends, &mut remarks);
         let (cache, cache_prefetch) = match self.cache {
             None => (CacheSettings::default(), PrefetchSettings::default()),

@@ -5,6 +5,7 @@
 use super::DaemonError;
 use crate::config::{Config, ConfigError, Environment};
 use crate::mounts::{Backend, MountPath, PassthroughBackend, PassthroughOptions, RafsSource, open_rafs};
+use rafs_net::NetStore;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -120,6 +121,8 @@ pub struct Mounted {
     pub prefetch_files: Vec<PathBuf>,
     /// The file system.
     pub backend: Arc<dyn Backend>,
+    /// Its store, if that is behind a network.
+    pub net: Option<Arc<NetStore>>,
     /// When.
     pub mounted_time: SystemTime,
 }
@@ -130,13 +133,16 @@ impl MountRequest {
         if let Some(bad) = self.prefetch_files.iter().find(|file| !file.is_absolute()) {
             return Err(DaemonError::Prefetch(bad.display().to_string()));
         }
-        let (backend, config): (Arc<dyn Backend>, _) = match self.kind {
+        let (backend, config, net): (Arc<dyn Backend>, _, _) = match self.kind {
             FsKind::Rafs => {
                 let config = match &self.config {
                     MountConfig::Ready(config) => config.as_ref().clone(),
                     MountConfig::Startup(startup) => startup.config()?,
                     MountConfig::Text(text) => {
                         let mut config = Config::parse(text)?;
+                        if !config.has_rafs {
+                            return Err(ConfigError::NoRafs.into());
+                        }
                         // Not IMAGE_PULL_AUTH, which belongs to the image of the command line.
                         config.apply(&Environment::of_process().without_pull_auth());
                         config
@@ -150,7 +156,8 @@ impl MountRequest {
                     config: config.clone(),
                     prefetch_files: self.prefetch_files.clone(),
                 };
-                (Arc::new(open_rafs(&source)?), Some(config))
+                let opened = open_rafs(&source)?;
+                (Arc::new(opened.mount), Some(config), opened.net)
             }
             FsKind::Passthrough => {
                 let backend = PassthroughBackend::open(&self.source, PassthroughOptions::default());
@@ -158,7 +165,7 @@ impl MountRequest {
                     dir: self.source.display().to_string(),
                     reason: error.to_string(),
                 })?;
-                (Arc::new(backend), None)
+                (Arc::new(backend), None, None)
             }
         };
         Ok(Mounted {
@@ -169,6 +176,7 @@ impl MountRequest {
             origin: self.config.clone(),
             prefetch_files: self.prefetch_files.clone(),
             backend,
+            net,
             mounted_time: SystemTime::now(),
         })
     }
