@@ -32,6 +32,21 @@ pub enum Backend {
     HttpProxy(HttpProxyOptions, Box<HttpOptions>),
 }
 
+impl Backend {
+    /// The type as configurations name it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::LocalFs(_) => "localfs",
+            Self::LocalDisk(_) => "localdisk",
+            Self::Registry(..) => "registry",
+            Self::S3(..) => "s3",
+            Self::Oss(..) => "oss",
+            Self::HttpProxy(..) => "http-proxy",
+        }
+    }
+}
+
 /// The `localfs` backend's keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct LocalFs {

@@ -4,12 +4,14 @@
 //! names. Keys nobody knows are ignored, as clients rely on.
 
 mod environment;
+mod explain;
 mod settings;
 mod shown;
 mod v1;
 mod v2;
 
 pub use environment::Environment;
+pub use explain::explain;
 pub use rafs_net::{Backend, LocalDisk, LocalFs};
 pub use settings::{CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
 
@@ -69,6 +71,9 @@ pub enum ConfigError {
         /// What each reader said.
         tried: String,
     },
+    /// It has no section for the file system, which a mount needs.
+    #[error("no configuration information for rafs")]
+    NoRafs,
     /// It parses, but says something that cannot be done.
     #[error("invalid configuration: {0}")]
     Invalid(String),
@@ -112,7 +117,11 @@ impl Config {
     }
 
     /// Reads a file's text, at most 1 MiB of UTF-8.
-    fn read(path: &Path) -> Result<String, ConfigError> {
+    ///
+    /// # Errors
+    ///
+    /// See [`ConfigError`].
+    pub fn read(path: &Path) -> Result<String, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(read)?;

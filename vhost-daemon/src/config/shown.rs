@@ -24,6 +24,13 @@ pub(super) fn backend(kind: &str, section: &Value) -> Value {
     Value::Object(out)
 }
 
+/// A value without secrets.
+pub(super) fn masked(value: &Value) -> Value {
+    let mut value = value.clone();
+    mask(&mut value);
+    value
+}
+
 /// Takes out passwords, tokens and keys, also those inside URLs.
 fn mask(value: &mut Value) {
     match value {

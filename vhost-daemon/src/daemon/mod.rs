@@ -15,7 +15,7 @@ mod view;
 pub use devices::{Devices, SocketSpec};
 pub use error::DaemonError;
 pub use identity::{Identity, Version};
-pub use mount::{FsKind, MountConfig, MountRequest, Mounted};
+pub use mount::{FsKind, MountConfig, MountRequest, Mounted, StartupConfig};
 pub use state::{Event, State};
 pub use transport::{Inflight, Transport};
 pub use view::ViewSpec;

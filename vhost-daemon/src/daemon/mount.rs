@@ -3,8 +3,10 @@
 //! Owns: kinds of file systems and how each is opened. Does not own: where it is shown.
 
 use super::DaemonError;
-use crate::config::{Config, Environment};
+use crate::config::{Config, ConfigError, Environment};
 use crate::mounts::{Backend, MountPath, PassthroughBackend, PassthroughOptions, RafsSource, open_rafs};
+use rafs_net::NetStore;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -49,6 +51,42 @@ pub enum MountConfig {
     Text(String),
     /// Read and checked already.
     Ready(Box<Config>),
+    /// What the command line says, in a form that can be handed to a successor.
+    Startup(StartupConfig),
+}
+
+/// The configuration of an image that the command line names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartupConfig {
+    /// Text of the file that `--config` names.
+    pub text: Option<String>,
+    /// `--localfs-dir`.
+    pub localfs_dir: Option<PathBuf>,
+    /// `--verify`.
+    pub verify: Option<bool>,
+}
+
+impl StartupConfig {
+    /// The configuration, with what the environment says.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConfigError`].
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let mut config = match (&self.text, &self.localfs_dir) {
+            (Some(text), _) => Config::parse(text)?,
+            (None, Some(dir)) => Config::localfs(dir),
+            (None, None) => {
+                let sentence = "--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?";
+                return Err(ConfigError::Invalid(sentence.to_owned()));
+            }
+        };
+        config.apply(&Environment::of_process());
+        if let Some(verify) = self.verify {
+            config.verify = verify;
+        }
+        Ok(config)
+    }
 }
 
 /// What is to be mounted where.
@@ -77,10 +115,14 @@ pub struct Mounted {
     pub source: String,
     /// How it is configured; `None` for a directory.
     pub config: Option<Config>,
+    /// Where the configuration comes from, for a successor.
+    pub origin: MountConfig,
     /// Files to fetch ahead.
     pub prefetch_files: Vec<PathBuf>,
     /// The file system.
     pub backend: Arc<dyn Backend>,
+    /// Its store, if that is behind a network.
+    pub net: Option<Arc<NetStore>>,
     /// When.
     pub mounted_time: SystemTime,
 }
@@ -91,12 +133,16 @@ impl MountRequest {
         if let Some(bad) = self.prefetch_files.iter().find(|file| !file.is_absolute()) {
             return Err(DaemonError::Prefetch(bad.display().to_string()));
         }
-        let (backend, config): (Arc<dyn Backend>, _) = match self.kind {
+        let (backend, config, net): (Arc<dyn Backend>, _, _) = match self.kind {
             FsKind::Rafs => {
                 let config = match &self.config {
                     MountConfig::Ready(config) => config.as_ref().clone(),
+                    MountConfig::Startup(startup) => startup.config()?,
                     MountConfig::Text(text) => {
                         let mut config = Config::parse(text)?;
+                        if !config.has_rafs {
+                            return Err(ConfigError::NoRafs.into());
+                        }
                         // Not IMAGE_PULL_AUTH, which belongs to the image of the command line.
                         config.apply(&Environment::of_process().without_pull_auth());
                         config
@@ -110,7 +156,8 @@ impl MountRequest {
                     config: config.clone(),
                     prefetch_files: self.prefetch_files.clone(),
                 };
-                (Arc::new(open_rafs(&source)?), Some(config))
+                let opened = open_rafs(&source)?;
+                (Arc::new(opened.mount), Some(config), opened.net)
             }
             FsKind::Passthrough => {
                 let backend = PassthroughBackend::open(&self.source, PassthroughOptions::default());
@@ -118,7 +165,7 @@ impl MountRequest {
                     dir: self.source.display().to_string(),
                     reason: error.to_string(),
                 })?;
-                (Arc::new(backend), None)
+                (Arc::new(backend), None, None)
             }
         };
         Ok(Mounted {
@@ -126,8 +173,10 @@ impl MountRequest {
             kind: self.kind,
             source: self.source.display().to_string(),
             config,
+            origin: self.config.clone(),
             prefetch_files: self.prefetch_files.clone(),
             backend,
+            net,
             mounted_time: SystemTime::now(),
         })
     }

@@ -6,6 +6,7 @@
 mod attributes;
 mod backend;
 mod counters;
+mod file_stats;
 mod indexes;
 mod namespace;
 mod namespace_fs;
@@ -22,9 +23,10 @@ mod stores;
 pub use attributes::IdShift;
 pub use backend::{Backend, INODE_BITS, INODE_MASK, Place};
 pub use counters::{CLASSES, LATENCY_BOUNDS_US, OP_NAMES, OPS, Op, OpCounters, OpTotals, SIZE_BOUNDS};
+pub use file_stats::{FileStat, FileStats};
 pub use namespace::{Namespace, NamespaceError};
 #[cfg(feature = "daemon")]
-pub use open::{OpenError, RafsSource, open_rafs};
+pub use open::{OpenError, OpenedRafs, RafsSource, open_rafs};
 pub use passthrough::{Passthrough, PassthroughBackend, PassthroughError, PassthroughOptions};
 pub use path::{MountPath, PathError};
 pub use rafs_mount::{RafsMount, RafsMountOptions};

@@ -8,6 +8,7 @@ use super::{IdShift, RafsMount, RafsMountOptions, stores};
 use crate::config::Config;
 use rafs::image::{CheckOptions, Image, ImageError};
 use rafs::reader::{Reader, ReaderOptions};
+use rafs_net::NetStore;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,12 +43,21 @@ pub enum OpenError {
     Store(anyhow::Error),
 }
 
+/// An image that is open.
+#[derive(Debug)]
+pub struct OpenedRafs {
+    /// The image.
+    pub mount: RafsMount,
+    /// Its store, if that is behind a network.
+    pub net: Option<Arc<NetStore>>,
+}
+
 /// Opens an image. A local store must have all blobs; one behind a network may be away for a while.
 ///
 /// # Errors
 ///
 /// See [`OpenError`].
-pub fn open_rafs(source: &RafsSource) -> Result<RafsMount, OpenError> {
+pub fn open_rafs(source: &RafsSource) -> Result<OpenedRafs, OpenError> {
     let RafsSource { bootstrap, config, .. } = source;
     let image = Arc::new(Image::open(bootstrap)?);
     let identity = identity(bootstrap, &image);
@@ -76,7 +86,11 @@ pub fn open_rafs(source: &RafsSource) -> Result<RafsMount, OpenError> {
     let ids = config.rafs.id_mapping.map(|m| IdShift { from: m.internal, to: m.external, count: m.range });
     let mount = RafsMount::new(reader, options).with_identity(identity).with_ids(ids);
     debug_assert!(mount.identity().is_some(), "remounts keep node ids by it");
-    Ok(mount)
+    let rafs = &config.rafs;
+    if rafs.iostats_files || rafs.access_pattern || rafs.latest_read_files {
+        mount.keep_file_stats();
+    }
+    Ok(OpenedRafs { mount, net: opened.net })
 }
 
 /// What tells images apart, the same after a restart: the file, and what it says of itself. The bytes are not read for

@@ -6,6 +6,7 @@
 use super::attributes::{BLOCK_SIZE, IdShift, Nodes, entry_type};
 use super::backend::{Backend, Place};
 use super::counters::OpCounters;
+use super::file_stats::FileStats;
 use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart};
 use crate::log_limit::LogLimit;
 use fuse_backend_rs::api::filesystem::{
@@ -15,8 +16,8 @@ use rafs::image::{FileKind, Image, Inode, InodeError};
 use rafs::reader::Reader;
 use std::ffi::CStr;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How a mount is shown.
@@ -50,6 +51,8 @@ pub(super) struct Shared {
     /// end the fetch threads from within one of them.
     pub parked: Arc<AtomicUsize>,
     pub counters: Arc<OpCounters>,
+    /// Reads by file, where the configuration asks for it.
+    pub files: OnceLock<Arc<FileStats>>,
 }
 
 impl Backend for RafsMount {
@@ -90,8 +93,13 @@ impl RafsMount {
     pub fn new(reader: Reader, options: RafsMountOptions) -> Self {
         let place = Place { index: options.index, generation: 0, at_root: true };
         let nodes = Nodes::new(place, reader.image().root(), None);
-        let shared =
-            Shared { reader, log: LogLimit::default(), parked: Arc::default(), counters: Arc::default() };
+        let shared = Shared {
+            reader,
+            log: LogLimit::default(),
+            parked: Arc::default(),
+            counters: Arc::default(),
+            files: OnceLock::new(),
+        };
         let (xattr, timeout) = (options.xattr, options.timeout);
         Self { shared: Arc::new(shared), nodes, xattr, timeout, identity: None, ids: None }
     }
@@ -112,6 +120,17 @@ impl RafsMount {
     #[must_use]
     pub fn reader(&self) -> &Reader {
         &self.shared.reader
+    }
+
+    /// Notes reads by file from now on.
+    pub fn keep_file_stats(&self) {
+        let _ = self.shared.files.set(Arc::default());
+    }
+
+    /// What was read of each file, if that is noted.
+    #[must_use]
+    pub fn file_stats(&self) -> Option<&Arc<FileStats>> {
+        self.shared.files.get()
     }
 
     /// What guests asked of this image so far, at all its places.

@@ -33,6 +33,15 @@ impl RafsMount {
         io: &mut dyn ReadIo,
     ) -> io::Result<ReadStart> {
         let inode = self.inode(node)?;
+        let started = self.start(&inode, offset, size, io);
+        if let Some(files) = self.shared.files.get() {
+            let wanted = inode.size.saturating_sub(offset).min(u64::from(size));
+            files.note(inode.number.0, started.is_ok().then_some(wanted));
+        }
+        started
+    }
+
+    fn start(&self, inode: &Inode, offset: u64, size: u32, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
         match inode.kind {
             FileKind::Regular => {}
             FileKind::Directory => return Err(os(libc::EISDIR)),
@@ -47,7 +56,7 @@ impl RafsMount {
         }
         let len = u32::try_from(wanted).map_err(|_| os(libc::EINVAL))?;
         RUNS.with_borrow_mut(|runs| {
-            match self.shared.reader.plan(&inode, offset, len, runs).map_err(|e| self.read_error(&e))? {
+            match self.shared.reader.plan(inode, offset, len, runs).map_err(|e| self.read_error(&e))? {
                 Readiness::Ready => {
                     if let Some(done) = self.read_runs(runs, io)? {
                         return Ok(ReadStart::Done(done));
@@ -55,7 +64,7 @@ impl RafsMount {
                 }
                 Readiness::Pending => {}
             }
-            self.park(&inode, offset, len, io)
+            self.park(inode, offset, len, io)
         })
     }
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 /// A store, and how to use it.
 pub(super) struct Opened {
     pub store: Arc<dyn Store>,
+    /// The same store, if it is behind a network.
+    pub net: Option<Arc<NetStore>>,
     /// Everything is here: an incomplete image is better noticed at the start than by a guest. A store behind a network
     /// may be away for a while, and a warm cache serves without it.
     pub local: bool,
@@ -20,8 +22,12 @@ pub(super) struct Opened {
 
 /// Opens the store of a configuration. Network stores own their threads, which end with them.
 pub(super) fn open(backend: &Backend) -> anyhow::Result<Opened> {
-    let local =
-        |store: Arc<dyn Store>| Opened { store, local: true, deadline: ReaderOptions::default().deadline };
+    let local = |store: Arc<dyn Store>| Opened {
+        store,
+        net: None,
+        local: true,
+        deadline: ReaderOptions::default().deadline,
+    };
     Ok(match backend {
         Backend::LocalFs(LocalFs { dir, blob_file, alt_dirs }) => {
             let (dir, alt_dirs, blob_file) = (dir.clone(), alt_dirs.clone(), blob_file.clone());
@@ -46,5 +52,11 @@ fn net(
         tracing::warn!("skip_verify: certificates of the {kind} backend's servers are not checked");
     }
     let store = open(&NetRuntime::start()?).with_context(|| format!("backend {kind}"))?;
-    Ok(Opened { store: Arc::new(store), local: false, deadline: http.deadline })
+    let store = Arc::new(store);
+    Ok(Opened {
+        store: Arc::clone(&store) as Arc<dyn Store>,
+        net: Some(store),
+        local: false,
+        deadline: http.deadline,
+    })
 }
