@@ -14,6 +14,8 @@ pub mod config;
 pub mod daemon;
 pub mod fuse;
 #[cfg(feature = "daemon")]
+pub mod fusedev;
+#[cfg(feature = "daemon")]
 pub mod log_level;
 mod log_limit;
 pub mod mounts;

@@ -6,7 +6,7 @@ use super::common::CommonArgs;
 use super::{OnOff, logging};
 use crate::api::{ApiServer, App};
 use crate::config::{Config, Environment};
-use crate::daemon::{Daemon, Devices, FsKind, Identity, MountConfig, MountRequest, Version};
+use crate::daemon::{Daemon, Devices, FsKind, Identity, MountConfig, MountRequest, StartupConfig, Version};
 use crate::log_level::LogControl;
 use crate::mounts::MountPath;
 use crate::notify;
@@ -72,33 +72,30 @@ pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountReq
         }
         return Ok(None);
     };
-    let config = configuration(common)?;
-    for remark in &config.remarks {
-        tracing::warn!("{remark}");
+    if common.config.is_none() && common.localfs_dir.is_none() {
+        bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?");
     }
+    let text = match &common.config {
+        Some(file) => Some(Config::read(file).with_context(|| format!("--config {}", file.display()))?),
+        None => None,
+    };
+    let startup = StartupConfig {
+        text,
+        localfs_dir: common.localfs_dir.clone(),
+        verify: common.verify.map(|verify| verify == OnOff::On),
+    };
+    // What is wrong with it is better said now than after the start.
+    startup.config().with_context(|| match &common.config {
+        Some(file) => format!("--config {}", file.display()),
+        None => "--localfs-dir".to_owned(),
+    })?;
     Ok(Some(MountRequest {
         path,
         kind: FsKind::Rafs,
         source: bootstrap.clone(),
-        config: MountConfig::Ready(Box::new(config)),
+        config: MountConfig::Startup(startup),
         prefetch_files: prefetch_files(common)?,
     }))
-}
-
-/// What is served from where: a configuration file, or `--localfs-dir`.
-fn configuration(common: &CommonArgs) -> anyhow::Result<Config> {
-    let mut config = match (&common.config, &common.localfs_dir) {
-        (Some(file), _) => Config::load(file).with_context(|| format!("--config {}", file.display()))?,
-        (None, Some(dir)) => Config::localfs(dir),
-        (None, None) => bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?"),
-    };
-    config.apply(&Environment::of_process());
-    match common.verify {
-        Some(OnOff::Off) => config.verify = false,
-        Some(OnOff::On) => config.verify = true,
-        None => {}
-    }
-    Ok(config)
 }
 
 /// The list of `--prefetch-files`: one absolute path a line.

@@ -117,7 +117,11 @@ impl Config {
     }
 
     /// Reads a file's text, at most 1 MiB of UTF-8.
-    fn read(path: &Path) -> Result<String, ConfigError> {
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Read`], [`ConfigError::TooLarge`].
+    pub fn read(path: &Path) -> Result<String, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(read)?;

@@ -56,6 +56,9 @@ pub enum DaemonError {
     /// The supervisor's side of a take-over.
     #[error("take-over: {0}")]
     Upgrade(String),
+    /// A mount on this host.
+    #[error(transparent)]
+    Fuse(#[from] crate::fusedev::FuseError),
     /// A vhost-user socket.
     #[error(transparent)]
     Socket(#[from] ServiceError),

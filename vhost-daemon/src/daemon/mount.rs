@@ -4,8 +4,11 @@
 
 use super::DaemonError;
 use crate::config::{Config, ConfigError, Environment};
-use crate::mounts::{Backend, MountPath, PassthroughBackend, PassthroughOptions, RafsSource, open_rafs};
+use crate::mounts::{
+    Backend, MountPath, PassthroughBackend, PassthroughOptions, RafsSource, Storage, open_rafs,
+};
 use rafs_net::NetStore;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -50,6 +53,42 @@ pub enum MountConfig {
     Text(String),
     /// Read and checked already.
     Ready(Box<Config>),
+    /// What the command line says, in a form that can be handed to a successor.
+    Startup(StartupConfig),
+}
+
+/// The configuration of an image that the command line names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartupConfig {
+    /// Text of the file that `--config` names.
+    pub text: Option<String>,
+    /// `--localfs-dir`.
+    pub localfs_dir: Option<PathBuf>,
+    /// `--verify`.
+    pub verify: Option<bool>,
+}
+
+impl StartupConfig {
+    /// The configuration, with what the environment says.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConfigError`].
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let mut config = match (&self.text, &self.localfs_dir) {
+            (Some(text), _) => Config::parse(text)?,
+            (None, Some(dir)) => Config::localfs(dir),
+            (None, None) => {
+                let sentence = "--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?";
+                return Err(ConfigError::Invalid(sentence.to_owned()));
+            }
+        };
+        config.apply(&Environment::of_process());
+        if let Some(verify) = self.verify {
+            config.verify = verify;
+        }
+        Ok(config)
+    }
 }
 
 /// What is to be mounted where.
@@ -78,6 +117,8 @@ pub struct Mounted {
     pub source: String,
     /// How it is configured; `None` for a directory.
     pub config: Option<Config>,
+    /// Where the configuration comes from, for a successor.
+    pub origin: MountConfig,
     /// Files to fetch ahead.
     pub prefetch_files: Vec<PathBuf>,
     /// The file system.
@@ -90,7 +131,7 @@ pub struct Mounted {
 
 impl MountRequest {
     /// Opens what is asked for. May take as long as its storage takes.
-    pub(super) fn open(&self) -> Result<Mounted, DaemonError> {
+    pub(super) fn open(&self, storage: &Storage) -> Result<Mounted, DaemonError> {
         if let Some(bad) = self.prefetch_files.iter().find(|file| !file.is_absolute()) {
             return Err(DaemonError::Prefetch(bad.display().to_string()));
         }
@@ -98,6 +139,7 @@ impl MountRequest {
             FsKind::Rafs => {
                 let config = match &self.config {
                     MountConfig::Ready(config) => config.as_ref().clone(),
+                    MountConfig::Startup(startup) => startup.config()?,
                     MountConfig::Text(text) => {
                         let mut config = Config::parse(text)?;
                         if !config.has_rafs {
@@ -116,7 +158,7 @@ impl MountRequest {
                     config: config.clone(),
                     prefetch_files: self.prefetch_files.clone(),
                 };
-                let opened = open_rafs(&source)?;
+                let opened = open_rafs(storage, &source)?;
                 (Arc::new(opened.mount), Some(config), opened.net)
             }
             FsKind::Passthrough => {
@@ -133,6 +175,7 @@ impl MountRequest {
             kind: self.kind,
             source: self.source.display().to_string(),
             config,
+            origin: self.config.clone(),
             prefetch_files: self.prefetch_files.clone(),
             backend,
             net,

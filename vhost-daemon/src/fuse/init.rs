@@ -46,6 +46,15 @@ pub struct Session {
     no_opendir: AtomicBool,
 }
 
+/// What of an agreement a successor must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The kernel takes ENOSYS for OPEN to mean "needs no open".
+    pub no_open: bool,
+    /// The same for OPENDIR.
+    pub no_opendir: bool,
+}
+
 impl Default for Session {
     fn default() -> Self {
         Self {
@@ -67,6 +76,19 @@ impl Session {
     #[must_use]
     pub fn no_opendir(&self) -> bool {
         self.no_opendir.load(Ordering::Relaxed)
+    }
+
+    /// What was agreed on.
+    #[must_use]
+    pub fn agreed(&self) -> Agreed {
+        Agreed { no_open: self.no_open(), no_opendir: self.no_opendir() }
+    }
+
+    /// Goes on with what a predecessor agreed on.
+    pub fn adopt(&self, agreed: Agreed) {
+        self.no_open.store(agreed.no_open, Ordering::Relaxed);
+        self.no_opendir.store(agreed.no_opendir, Ordering::Relaxed);
+        self.initialized.store(true, Ordering::Release);
     }
 
     /// Ends the session; returns whether there was one.

@@ -20,7 +20,7 @@ pub use change::{
 };
 pub use dirents::attr;
 pub use guest_fs::{GuestFs, ParkedRead, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart, WriteAt, WriteIo};
-pub use init::{InitLimits, Session};
+pub use init::{Agreed, InitLimits, Session};
 pub use reply::ReplyBuf;
 pub use request::{REQUEST_HEAD_MAX, Request};
 pub use server::{Outcome, Server};

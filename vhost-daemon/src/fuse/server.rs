@@ -7,7 +7,7 @@
 use super::abi::{self, op};
 use super::dirents::{DirentWriter, attr, entry_out, split_timeout};
 use super::guest_fs::{GuestFs, ReadAt, ReadStart};
-use super::init::{InitLimits, Session};
+use super::init::{Agreed, InitLimits, Session};
 use super::reply::{self, HEADER, ReplyBuf};
 use super::request::Request;
 use crate::log_limit::LogLimit;
@@ -52,6 +52,17 @@ impl<F: GuestFs> Server<F> {
     #[must_use]
     pub fn new(fs: Arc<F>, limits: InitLimits) -> Self {
         Self { fs, session: Session::default(), limits, log: LogLimit::default() }
+    }
+
+    /// What was agreed with the guest, for a successor.
+    #[must_use]
+    pub fn agreed(&self) -> Agreed {
+        self.session.agreed()
+    }
+
+    /// Goes on with what a predecessor agreed on with the guest.
+    pub fn adopt(&self, agreed: Agreed) {
+        self.session.adopt(agreed);
     }
 
     /// The guest is gone or was reset: what was agreed with it no longer holds.

@@ -59,6 +59,15 @@ impl Indexes {
         u8::try_from(at + 1).ok()
     }
 
+    /// Takes one index; false when it is taken or there is no such.
+    pub(super) fn take_exactly(&mut self, index: u8, path: &str, identity: Option<u64>) -> bool {
+        let slot = self.slots.get_mut(usize::from(index).wrapping_sub(1)).filter(|slot| !slot.taken);
+        let Some(slot) = slot else { return false };
+        slot.owner = Some(Owner { path: path.to_owned(), identity });
+        slot.taken = true;
+        true
+    }
+
     /// Undoes [`Indexes::free`] when nothing else was taken since.
     pub(super) fn retake(&mut self, index: u8) {
         if let Some(slot) = self.slots.get_mut(usize::from(index).wrapping_sub(1)) {

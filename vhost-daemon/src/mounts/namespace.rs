@@ -24,6 +24,8 @@ pub struct Namespace {
     indexes: Mutex<Indexes>,
     /// Generations of what has no identity.
     nameless: AtomicU32,
+    /// Places that mounts of a predecessor had, until they are made again.
+    expected: Mutex<BTreeMap<MountPath, Place>>,
 }
 
 /// Everything that is mounted at one moment.
@@ -88,6 +90,7 @@ impl Namespace {
             table: ArcSwap::from_pointee(table),
             indexes: Mutex::new(Indexes::new()),
             nameless: AtomicU32::new(1),
+            expected: Mutex::default(),
         }
     }
 
@@ -159,6 +162,23 @@ impl Namespace {
         self.table.load().by_path.iter().map(|(path, index)| (path.clone(), *index)).collect()
     }
 
+    /// What is mounted where, with its place.
+    #[must_use]
+    pub fn places(&self) -> Vec<(MountPath, Place)> {
+        let table = self.table.load();
+        let all = table.by_path.iter();
+        all.filter_map(|(path, index)| table.slot(*index).map(|slot| (path.clone(), slot.place))).collect()
+    }
+
+    /// Gives the next mount at `path` this place if its index is free: the one it had with a predecessor, whose node
+    /// ids guests still hold.
+    pub fn expect(&self, path: &MountPath, place: Place) {
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        expected.insert(path.clone(), place);
+        // Generations that are given later are new ones.
+        self.nameless.fetch_max(place.generation.saturating_add(1), Ordering::Relaxed);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Indexes> {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,10 +190,18 @@ impl Namespace {
         backend: &dyn Backend,
     ) -> Result<Slot, NamespaceError> {
         let identity = backend.identity();
-        let index = indexes.take(path.as_str(), identity).ok_or(NamespaceError::Full)?;
+        let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        let expected = expected.filter(|place| indexes.take_exactly(place.index, path.as_str(), identity));
+        let index = match expected {
+            Some(place) => place.index,
+            None => indexes.take(path.as_str(), identity).ok_or(NamespaceError::Full)?,
+        };
         let at_root = path.as_str() == "/";
-        let generation =
-            identity.map_or_else(|| self.nameless.fetch_add(1, Ordering::Relaxed), generation_of);
+        let generation = match (identity, expected) {
+            (Some(identity), _) => generation_of(identity),
+            (None, Some(place)) => place.generation,
+            (None, None) => self.nameless.fetch_add(1, Ordering::Relaxed),
+        };
         let place = Place { index, generation, at_root };
         let root = if at_root { ROOT_NODE } else { u64::from(index) << INODE_BITS | backend.root() };
         Ok(Slot { place, fs: backend.at(place), root, counters: backend.counters() })
