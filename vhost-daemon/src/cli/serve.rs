@@ -72,11 +72,22 @@ pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountReq
         }
         return Ok(None);
     };
-    let startup = startup(common)?;
-    // Said here, before anything is started, whatever is wrong with it. Remarks are made when it is mounted.
+    if common.config.is_none() && common.localfs_dir.is_none() {
+        bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?");
+    }
+    let text = match &common.config {
+        Some(file) => Some(Config::read(file).with_context(|| format!("--config {}", file.display()))?),
+        None => None,
+    };
+    let startup = StartupConfig {
+        text,
+        localfs_dir: common.localfs_dir.clone(),
+        verify: common.verify.map(|verify| verify == OnOff::On),
+    };
+    // What is wrong with it is better said now than after the start.
     startup.config().with_context(|| match &common.config {
         Some(file) => format!("--config {}", file.display()),
-        None => "configuration".to_owned(),
+        None => "--localfs-dir".to_owned(),
     })?;
     Ok(Some(MountRequest {
         path,
@@ -85,17 +96,6 @@ pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountReq
         config: MountConfig::Startup(startup),
         prefetch_files: prefetch_files(common)?,
     }))
-}
-
-/// What is served from where: a configuration file, or `--localfs-dir`.
-fn startup(common: &CommonArgs) -> anyhow::Result<StartupConfig> {
-    let text = match (&common.config, &common.localfs_dir) {
-        (Some(file), _) => Some(Config::read(file).with_context(|| format!("--config {}", file.display()))?),
-        (None, Some(_)) => None,
-        (None, None) => bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?"),
-    };
-    let verify = common.verify.map(|verify| verify == OnOff::On);
-    Ok(StartupConfig { text, localfs_dir: common.localfs_dir.clone(), verify })
 }
 
 /// The list of `--prefetch-files`: one absolute path a line.

@@ -20,7 +20,7 @@ pub use state::{Event, State};
 pub use transport::{Inflight, Transport};
 pub use view::ViewSpec;
 
-use crate::mounts::{MountPath, Namespace, NamespaceError};
+use crate::mounts::{MountPath, Namespace, NamespaceError, OpenError, Storage};
 use reaper::Reaper;
 use state::StateMachine;
 use std::collections::BTreeMap;
@@ -39,6 +39,7 @@ pub struct Daemon {
     views: Mutex<Vec<Arc<View>>>,
     transport: OnceLock<Arc<dyn Transport>>,
     reaper: Reaper,
+    storage: Storage,
 }
 
 impl Daemon {
@@ -56,6 +57,7 @@ impl Daemon {
             views: Mutex::default(),
             transport: OnceLock::new(),
             reaper: Reaper::start().map_err(DaemonError::Thread)?,
+            storage: Storage::new().map_err(|e| DaemonError::Open(OpenError::Store(e.into())))?,
         })
     }
 
@@ -113,7 +115,7 @@ impl Daemon {
         if self.mounts().contains_key(&request.path) {
             return Err(DaemonError::Exists);
         }
-        let mounted = Arc::new(request.open()?);
+        let mounted = Arc::new(request.open(&self.storage)?);
         let mut done: Vec<(Arc<View>, MountPath)> = Vec::new();
         for view in self.views().iter() {
             let Some(path) = view.spec.shows(&request.path) else { continue };
@@ -144,7 +146,7 @@ impl Daemon {
         if old.kind != FsKind::Rafs || request.kind != FsKind::Rafs {
             return Err(DaemonError::NotRafs);
         }
-        let mounted = Arc::new(request.open()?);
+        let mounted = Arc::new(request.open(&self.storage)?);
         for view in self.views().iter() {
             let Some(path) = view.spec.shows(&request.path) else { continue };
             if let Err(error) = view.namespace.remount(&path, mounted.backend.as_ref()) {
@@ -222,6 +224,13 @@ impl Daemon {
             mounted.backend.shutdown();
         }
         self.reaper.stop();
+        self.storage.engine().shutdown();
+    }
+
+    /// What all mounts share.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.storage
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {

@@ -30,3 +30,5 @@ pub use open::{OpenError, OpenedRafs, RafsSource, open_rafs};
 pub use passthrough::{Passthrough, PassthroughBackend, PassthroughError, PassthroughOptions};
 pub use path::{MountPath, PathError};
 pub use rafs_mount::{RafsMount, RafsMountOptions};
+#[cfg(feature = "daemon")]
+pub use stores::Storage;

@@ -4,10 +4,10 @@
 
 use super::backend::Backend as _;
 use super::pseudo::hash;
-use super::{IdShift, RafsMount, RafsMountOptions, stores};
+use super::{IdShift, RafsMount, RafsMountOptions, Storage, stores};
 use crate::config::Config;
 use rafs::image::{CheckOptions, Image, ImageError};
-use rafs::reader::{Reader, ReaderOptions};
+use rafs::reader::ReaderOptions;
 use rafs_net::NetStore;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ pub struct OpenedRafs {
 /// # Errors
 ///
 /// See [`OpenError`].
-pub fn open_rafs(source: &RafsSource) -> Result<OpenedRafs, OpenError> {
+pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, OpenError> {
     let RafsSource { bootstrap, config, .. } = source;
     let image = Arc::new(Image::open(bootstrap)?);
     let identity = identity(bootstrap, &image);
@@ -66,7 +66,7 @@ pub fn open_rafs(source: &RafsSource) -> Result<OpenedRafs, OpenError> {
         let options = CheckOptions { inode_digests: true };
         image.check_with(options).map_err(|e| OpenError::Check(e.into()))?;
     }
-    let opened = stores::open(&config.backend).map_err(OpenError::Store)?;
+    let opened = stores::open(&config.backend, storage).map_err(OpenError::Store)?;
     if !config.verify {
         tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
     }
@@ -76,7 +76,7 @@ pub fn open_rafs(source: &RafsSource) -> Result<OpenedRafs, OpenError> {
         deadline: opened.deadline,
         ..ReaderOptions::default()
     };
-    let reader = Reader::new(image, opened.store, options).map_err(|e| OpenError::Store(e.into()))?;
+    let reader = storage.engine().open(image, opened.store, options);
     if opened.local {
         reader.check_blobs().map_err(|e| OpenError::Store(e.into()))?;
     } else {
