@@ -114,6 +114,11 @@ impl Output {
         &self.path
     }
 
+    /// The file while it has no name: for those who write or read it at other places than its end.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Appends.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
         self.file.write_all(bytes).map_err(|e| BuildError::io("write", &self.path)(e))?;

@@ -6,8 +6,11 @@
 //! Exit status: 0 success, 1 a failure at run time, 2 a usage error or images that do not go together; `diff` has
 //! its own (0 the same, 1 different, 2 trouble). stdout carries results only.
 
+mod backend;
 mod check;
 mod chunk_dict;
+mod chunkdict;
+mod compact;
 mod create;
 mod diff;
 mod export;
@@ -17,14 +20,19 @@ mod interrupt;
 mod json;
 mod logging;
 mod merge;
+mod optimize;
+mod place;
 mod prefetch;
 mod progress;
 mod report;
 mod size;
+mod stat;
 mod unpack;
+mod values;
 mod version;
 
 use crate::error::BuildError;
+use crate::rebuild::RebuildError;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::Write;
@@ -71,6 +79,14 @@ enum Command {
     Diff(diff::DiffArgs),
     /// Show where the bytes of an image are, as text or as a page for a browser
     Report(report::ReportArgs),
+    /// Make fewer and fuller blobs of an image
+    Compact(compact::CompactArgs),
+    /// Put what is wanted first into a blob of its own
+    Optimize(optimize::OptimizeArgs),
+    /// Make chunk dictionaries
+    Chunkdict(chunkdict::ChunkdictArgs),
+    /// Show numbers about images
+    Stat(stat::StatArgs),
     /// Look around in an image
     Inspect(inspect::InspectArgs),
     /// Write a v6 image as one disk image
@@ -112,6 +128,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Diff(args) => return differences(diff::run(&args)),
         Command::Report(args) => report::run(&args),
+        Command::Compact(args) => compact::run(&args),
+        Command::Optimize(args) => optimize::run(&args),
+        Command::Chunkdict(args) => chunkdict::run(&args),
+        Command::Stat(args) => stat::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Unpack(args) => unpack::run(&args),
@@ -165,7 +185,10 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         }
         last = cause;
     }
-    let inconsistent = matches!(error.downcast_ref(), Some(BuildError::Inconsistent { .. }));
+    let inconsistent = error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(BuildError::Inconsistent { .. }))
+            || matches!(cause.downcast_ref(), Some(RebuildError::Build(BuildError::Inconsistent { .. })))
+    });
     if inconsistent {
         // Clients know this failure by its status and by this word.
         text = text.replacen("Error: ", "message:", 1);
@@ -213,6 +236,7 @@ mod tests {
             "estargz-rafs",
             "targz-ref",
             "estargz-ref",
+            "estargztoc-ref",
             "tar-tarfs",
         ] {
             assert!(help.contains(kind), "{kind}");

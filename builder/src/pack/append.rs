@@ -41,6 +41,8 @@ pub(crate) struct PackSettings {
     pub batch_size: u32,
     /// Blobs of the parent image, whose entries come first in the table.
     pub first_blob: u32,
+    /// Where the data starts in the blob file.
+    pub start: u64,
     /// Key to encrypt everything stored with.
     pub cipher: Option<CipherKey>,
     /// Threads.
@@ -62,6 +64,7 @@ impl PackSettings {
             chunks_max,
             batch_size: options.batch_size.map_or(0, ChunkSize::get),
             first_blob: 0,
+            start: 0,
             cipher: None,
             threads: options.threads,
         }
@@ -133,8 +136,13 @@ impl<'a> Appender<'a> {
         jobs: &'a Jobs,
     ) -> Self {
         let cipher = settings.cipher.as_ref().map(Cipher::new);
+<<<<<<< HEAD
         let packed = Packed { references, ..Packed::default() };
         Self { settings, cipher, blob, progress, packed, jobs, pending: VecDeque::new(), pending_bytes: 0 }
+=======
+        let packed = Packed { references, compressed_end: settings.start, ..Packed::default() };
+        Self { settings, cipher, blob, progress, packed }
+>>>>>>> main
     }
 
     /// Takes the next task's result.

@@ -7,12 +7,14 @@ mod directory;
 pub(crate) mod extents;
 pub(crate) mod listing;
 mod piece;
+pub(crate) mod stargz;
 pub(crate) mod tar;
 mod whiteout;
 
 pub(crate) use directory::DirectorySource;
 pub(crate) use piece::{Expected, Input, Piece, ReadError, Task};
 
+pub use stargz::StargzIndex;
 pub(crate) use tar::{Reference, ReferenceChunk, TarIndex, TarSource};
 
 use crate::error::BuildError;

@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod data;
 pub mod expected;
+pub mod read;
 pub mod source;
 pub mod tar;
 
@@ -41,6 +42,7 @@ pub fn options(source: &Path, out: &Path, image: ImageOptions) -> CreateOptions 
         parent: None,
         chunk_dict: None,
         toc: false,
+        data_offset: 0,
     }
 }
 

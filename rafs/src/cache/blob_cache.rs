@@ -1,4 +1,5 @@
-//! The cached chunks of one blob: data file, map, and what of it has been verified.
+//! The cached chunks of one blob: data file and map, shared by all who read the blob, and what of it each of them has
+//! verified.
 
 use super::{AtomicBitmap, CacheDir, CacheError, ChunkMap, MapOrigin};
 use crate::store::is_safe_object_name;
@@ -7,8 +8,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 /// How long nothing is written after a failure such as a full disk.
@@ -29,15 +30,53 @@ pub struct CachedChunk<'a> {
     pub plain: &'a [u8],
 }
 
-/// Cache of one blob. A chunk may be read from [`file`](Self::file) at its uncompressed offset once it is
-/// [`ready`](Self::is_ready).
+/// What one image knows of the chunks in a cache file.
+#[derive(Debug)]
+struct Bits {
+    /// Verified.
+    ready: AtomicBitmap,
+    /// Verified, and read not long ago.
+    hot: AtomicBitmap,
+}
+
+impl Bits {
+    /// In this order: [`touch`](Self::touch) looks again after it has set the other bit.
+    fn clear(&self, chunk: u32) {
+        self.ready.clear(chunk);
+        self.hot.clear(chunk);
+    }
+
+    fn clear_all(&self) {
+        self.ready.clear_all();
+        self.hot.clear_all();
+    }
+
+    fn touch(&self, chunk: u32) {
+        if self.ready.get(chunk) && !self.hot.get(chunk) {
+            self.hot.set(chunk);
+            if !self.ready.get(chunk) {
+                self.hot.clear(chunk);
+            }
+        }
+    }
+}
+
+/// Cache files of one blob. Chunks are read through a [`CacheView`], one for each image: what one image's digests have
+/// verified says nothing to another image.
 #[derive(Debug)]
 pub struct BlobCache {
     data: File,
+    /// Of the data file in its directory.
+    name: Option<String>,
     path: String,
     len: u64,
+    chunk_count: u32,
     map: Option<ChunkMap>,
-    ready: AtomicBitmap,
+    views: Mutex<Vec<Weak<Bits>>>,
+    /// Changes before bytes that a view may be reading do.
+    epoch: AtomicU64,
+    /// Held for reading while chunks are written and made ready, for writing while they are taken away.
+    taking_away: RwLock<()>,
     /// Found damaged in the file by this process: not to be looked at again until kept anew.
     bad: AtomicBitmap,
     writable: bool,
@@ -89,10 +128,14 @@ impl BlobCache {
         }
         Ok(Self {
             data,
+            name: Some(name),
             path,
             len,
+            chunk_count,
             map: map.map(|(map, _)| map),
-            ready: AtomicBitmap::new(chunk_count),
+            views: Mutex::default(),
+            epoch: AtomicU64::new(0),
+            taking_away: RwLock::new(()),
             bad: AtomicBitmap::new(chunk_count),
             writable,
             unmapped_data,
@@ -108,10 +151,14 @@ impl BlobCache {
     pub fn of_complete_file(data: File, path: String, len: u64, chunk_count: u32) -> Self {
         Self {
             data,
+            name: None,
             path,
             len,
+            chunk_count,
             map: None,
-            ready: AtomicBitmap::new(chunk_count),
+            views: Mutex::default(),
+            epoch: AtomicU64::new(0),
+            taking_away: RwLock::new(()),
             bad: AtomicBitmap::new(chunk_count),
             writable: false,
             unmapped_data: true,
@@ -122,11 +169,56 @@ impl BlobCache {
         }
     }
 
-    /// Whether a chunk is in the file and has been verified by this process.
+    /// A view for one image, in which no chunk is ready yet.
+    #[must_use]
+    pub fn view(self: &Arc<Self>) -> CacheView {
+        let bits =
+            Bits { ready: AtomicBitmap::new(self.chunk_count), hot: AtomicBitmap::new(self.chunk_count) };
+        let bits = Arc::new(bits);
+        let mut views = self.views();
+        views.retain(|view| view.strong_count() > 0);
+        views.push(Arc::downgrade(&bits));
+        CacheView { cache: Arc::clone(self), bits }
+    }
+
+    fn views(&self) -> MutexGuard<'_, Vec<Weak<Bits>>> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether more than one image is read through it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.views().iter().filter(|view| view.strong_count() > 0).count() > 1
+    }
+
+    /// Makes a chunk unready for all; says whether it was ready for any.
+    fn unready(&self, chunk: u32) -> bool {
+        let mut any = false;
+        for view in self.views().iter().filter_map(Weak::upgrade) {
+            any |= view.ready.get(chunk);
+            view.clear(chunk);
+        }
+        any
+    }
+
+    /// Whether the data file still is the one in the directory: clients delete cache files of images they think unused.
+    #[must_use]
+    pub fn is_still_in(&self, dir: &CacheDir) -> bool {
+        self.name.as_ref().is_some_and(|name| dir.still_has(name, &self.data))
+    }
+
+    /// A number that changes whenever bytes of ready chunks are about to. Bytes read between two equal answers, after
+    /// their chunk was found ready, are what they should be.
     #[inline]
     #[must_use]
-    pub fn is_ready(&self, chunk: u32) -> bool {
-        self.ready.get(chunk)
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Uncompressed address space and number of chunks, as it was opened with.
+    #[must_use]
+    pub fn dimensions(&self) -> (u64, u32) {
+        (self.len, self.chunk_count)
     }
 
     /// The data file.
@@ -141,16 +233,10 @@ impl BlobCache {
         &self.path
     }
 
-    /// Number of chunks verified by this process.
-    #[must_use]
-    pub fn ready_count(&self) -> u64 {
-        self.ready.count()
-    }
-
     /// Whether the file may hold a chunk that has not been verified yet.
     #[must_use]
     pub fn is_claimed(&self, chunk: u32, uncompressed_offset: u64) -> bool {
-        if chunk >= self.ready.len() || self.bad.get(chunk) {
+        if chunk >= self.chunk_count || self.bad.get(chunk) {
             return false;
         }
         self.map.as_ref().is_some_and(|map| map.is_live(chunk))
@@ -176,14 +262,9 @@ impl BlobCache {
         self.data.read_exact_at(plain, uncompressed_offset)
     }
 
-    /// A claimed chunk has been read and is as it should be.
-    pub fn set_ready(&self, chunk: u32) {
-        self.ready.set(chunk);
-    }
-
     /// A claimed or ready chunk is damaged: forget it.
-    pub fn reject(&self, chunk: u32) {
-        self.ready.clear(chunk);
+    fn reject(&self, chunk: u32) {
+        self.unready(chunk);
         self.bad.set(chunk);
         if let Some(map) = &self.map
             && let Err(error) = map.clear(chunk)
@@ -194,8 +275,13 @@ impl BlobCache {
 
     /// The data file turned out to be shorter than it was: somebody else cut it. All that was verified may be gone,
     /// and must not look like zeros once the file grows again.
-    pub fn reject_all(&self) {
-        self.ready.clear_all();
+    fn reject_all(&self) {
+        // What is being written now may be cut off, too.
+        let _nothing_is_written = self.taking_away.write().unwrap_or_else(PoisonError::into_inner);
+        for view in self.views().iter().filter_map(Weak::upgrade) {
+            view.clear_all();
+        }
+        self.epoch.fetch_add(1, Ordering::SeqCst);
         if self.writable
             && let Err(error) = self.data.set_len(self.len)
         {
@@ -203,18 +289,29 @@ impl BlobCache {
         }
     }
 
-    /// Keeps verified chunks: writes them to the data file, then says so in the map, then makes them ready.
-    /// `Ok(false)`: the cache is not taking any now (it is read-only, or its disk is full).
-    ///
-    /// # Errors
-    /// The data file could not be written. The cache then takes nothing for half a minute.
-    pub fn keep(&self, chunks: &[CachedChunk<'_>]) -> Result<bool, CacheError> {
-        let mut paused = self.paused_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn paused(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.paused_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`CacheView::keep`], whose bits `bits` are.
+    fn keep(&self, chunks: &[CachedChunk<'_>], bits: &Bits) -> Result<bool, CacheError> {
+        let mut paused = self.paused();
         if !self.writable || paused.is_some_and(|until| Instant::now() < until) {
             return Ok(false);
         }
         *paused = None;
         drop(paused);
+        let _nothing_is_taken_away = self.taking_away.read().unwrap_or_else(PoisonError::into_inner);
+        if self.is_shared() {
+            // Another image may be reading what is there: it has to look again.
+            let mut known = false;
+            for chunk in chunks {
+                known |= self.unready(chunk.chunk);
+            }
+            if known {
+                self.epoch.fetch_add(1, Ordering::SeqCst);
+            }
+        }
         for chunk in chunks {
             let end = chunk
                 .uncompressed_offset
@@ -225,8 +322,7 @@ impl BlobCache {
                 None => Err(io::Error::other("a chunk lies behind the end of its blob")),
             };
             if let Err(source) = result {
-                *self.paused_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                    Instant::now().checked_add(WRITE_PAUSE);
+                *self.paused() = Instant::now().checked_add(WRITE_PAUSE);
                 return Err(CacheError::File { path: self.path.clone(), action: "write to it", source });
             }
             self.written.fetch_add(u64::try_from(chunk.plain.len()).unwrap_or(0), Ordering::Relaxed);
@@ -235,7 +331,7 @@ impl BlobCache {
         let mapped = self.map.as_ref().map_or(Ok(()), |map| map.set_live(&indexes));
         for chunk in chunks {
             self.bad.clear(chunk.chunk);
-            self.ready.set(chunk.chunk);
+            bits.ready.set(chunk.chunk);
         }
         self.dirty.store(true, Ordering::Release);
         // The data is there and good; a map that cannot be written only costs a fetch after a restart.
@@ -265,6 +361,78 @@ impl BlobCache {
     }
 }
 
+/// The cached chunks of a blob as one image has verified them. A chunk may be read from [`BlobCache::file`] at its
+/// uncompressed offset once it is [`ready`](Self::is_ready).
+#[derive(Debug)]
+pub struct CacheView {
+    cache: Arc<BlobCache>,
+    bits: Arc<Bits>,
+}
+
+impl std::ops::Deref for CacheView {
+    type Target = BlobCache;
+    fn deref(&self) -> &BlobCache {
+        &self.cache
+    }
+}
+
+impl CacheView {
+    /// Whether a chunk is in the file and has been verified.
+    #[inline]
+    #[must_use]
+    pub fn is_ready(&self, chunk: u32) -> bool {
+        self.bits.ready.get(chunk)
+    }
+
+    /// Whether a chunk is ready and has been [read](Self::touch) not long ago.
+    #[inline]
+    #[must_use]
+    pub fn is_hot(&self, chunk: u32) -> bool {
+        self.bits.hot.get(chunk)
+    }
+
+    /// A chunk is being read. Makes it hot if it is ready.
+    pub fn touch(&self, chunk: u32) {
+        self.bits.touch(chunk);
+    }
+
+    /// Number of chunks verified.
+    #[must_use]
+    pub fn ready_count(&self) -> u64 {
+        self.bits.ready.count()
+    }
+
+    /// A claimed chunk has been read and is as it should be: `epoch` is from before it was read. False when it may have
+    /// changed meanwhile.
+    pub fn set_ready(&self, chunk: u32, epoch: u64) -> bool {
+        let _nothing_is_taken_away = self.cache.taking_away.read().unwrap_or_else(PoisonError::into_inner);
+        let same = self.cache.epoch() == epoch;
+        if same {
+            self.bits.ready.set(chunk);
+        }
+        same
+    }
+
+    /// A claimed or ready chunk is damaged: forget it.
+    pub fn reject(&self, chunk: u32) {
+        self.cache.reject(chunk);
+    }
+
+    /// The data file turned out to be shorter than it was.
+    pub fn reject_all(&self) {
+        self.cache.reject_all();
+    }
+
+    /// Keeps verified chunks: writes them to the data file, then says so in the map, then makes them ready.
+    /// `Ok(false)`: the cache is not taking any now (it is read-only, or its disk is full).
+    ///
+    /// # Errors
+    /// The data file could not be written. The cache then takes nothing for half a minute.
+    pub fn keep(&self, chunks: &[CachedChunk<'_>]) -> Result<bool, CacheError> {
+        self.cache.keep(chunks, &self.bits)
+    }
+}
+
 /// The bits of the reference daemon's map, when it has left a valid one.
 fn reference_bits(dir: &CacheDir, blob_id: &str, chunk_count: u32) -> Option<Vec<u8>> {
     let (file, _) = dir.open_file(&format!("{blob_id}.blob.data.chunk_map"), false).ok()?;
@@ -289,8 +457,8 @@ fn reference_bits(dir: &CacheDir, blob_id: &str, chunk_count: u32) -> Option<Vec
 mod tests {
     use super::*;
 
-    fn open(dir: &CacheDir) -> BlobCache {
-        BlobCache::open(dir, "blob", 3 * 4096, 3).unwrap()
+    fn open(dir: &CacheDir) -> CacheView {
+        Arc::new(BlobCache::open(dir, "blob", 3 * 4096, 3).unwrap()).view()
     }
 
     fn chunk(chunk: u32, plain: &[u8]) -> CachedChunk<'_> {
@@ -350,6 +518,25 @@ mod tests {
         bytes.push(0);
         std::fs::write(&path, &bytes).unwrap();
         assert!(!open(&dir).is_claimed(0, 0), "wrong size");
+    }
+
+    #[test]
+    fn what_one_image_writes_another_verifies() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(tmp.path()).unwrap();
+        let one = open(&dir);
+        let other = one.cache.view();
+        assert!(one.keep(&[chunk(1, b"one")]).unwrap());
+        assert!(one.is_ready(1) && !other.is_ready(1) && other.is_claimed(1, 4096));
+        let epoch = other.epoch();
+        assert!(other.set_ready(1, epoch));
+        assert!(one.keep(&[chunk(1, b"two")]).unwrap());
+        assert!(one.is_ready(1) && !other.is_ready(1) && other.epoch() != epoch);
+        assert!(!other.set_ready(1, epoch), "read before it was written");
+        drop(one);
+        let epoch = other.epoch();
+        assert!(other.keep(&[chunk(1, b"six")]).unwrap() && other.is_ready(1));
+        assert_eq!(other.epoch(), epoch, "nobody else is there");
     }
 
     #[test]

@@ -37,6 +37,28 @@ impl CacheDir {
         self.boot_id
     }
 
+    /// Device and inode number: the same directory by any path.
+    #[must_use]
+    pub fn identity(&self) -> (u64, u64) {
+        rustix::fs::fstat(&self.fd).map_or((0, 0), |stat| (stat.st_dev, stat.st_ino))
+    }
+
+    /// Whether `path` still leads to it.
+    #[must_use]
+    pub fn is_still_at(&self, path: &Path) -> bool {
+        rustix::fs::stat(path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity())
+    }
+
+    /// Whether `name` in it still leads to `file`.
+    #[must_use]
+    pub fn still_has(&self, name: &str, file: &File) -> bool {
+        let there = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let same = |stat: rustix::fs::Stat| {
+            rustix::fs::fstat(file).is_ok_and(|own| (own.st_dev, own.st_ino) == (stat.st_dev, stat.st_ino))
+        };
+        there.is_ok_and(same)
+    }
+
     /// The full path of a file in it, for messages.
     #[must_use]
     pub fn path_of(&self, name: &str) -> String {

@@ -20,7 +20,7 @@ mod dir;
 mod lru;
 
 pub use bitmap::AtomicBitmap;
-pub use blob_cache::{BlobCache, CachedChunk};
+pub use blob_cache::{BlobCache, CacheView, CachedChunk};
 pub use chunk_map::{ChunkMap, MapOrigin};
 pub use dir::CacheDir;
 pub use lru::UnitLru;
@@ -56,6 +56,12 @@ pub enum CacheError {
         path: String,
         /// What it is.
         kind: String,
+    },
+    /// Two images disagree about a blob.
+    #[error("another image in use describes blob {blob} differently; its cache file is not shared")]
+    Conflict {
+        /// Blob id.
+        blob: String,
     },
     /// A blob id that cannot be a file name.
     #[error("blob id {0:?} is no plain file name; nothing is cached for it")]

@@ -11,6 +11,7 @@ pub(crate) use auth::Authenticator;
 use crate::answer::Ranges;
 use crate::endpoint::{Answering, Endpoint, Want, escape, escape_path};
 use crate::failure::{Failure, Kind};
+use crate::identity::identity;
 use crate::link::{Exchange, Link, Outgoing, Route};
 use crate::store::Parts;
 use crate::urls::{check_host, mirror_base, parse, without_secrets};
@@ -77,14 +78,13 @@ impl NetStore {
             mirrors.push(registry(base, client::headers(&mirror.headers)?)?);
         }
         let origin = registry(format!("{}://{}", options.scheme.as_str(), options.host), HeaderMap::new())?;
-        let link = runtime.enter(|| Link::new(http))?;
-        let mut store = Self::new(runtime, http, Parts { origin, mirrors, link, ranges: Ranges::Http })?;
-        store.accounts = accounts;
-        Ok(store)
+        let link = runtime.link(http, None)?;
+        let parts = Parts { origin, mirrors, link, ranges: Ranges::Http, accounts };
+        Self::new(runtime, http, parts, identity("registry", options, http))
     }
 
-    /// Other credentials for a registry from now on: base64 of `user:password`, or none. Does nothing to stores of
-    /// other kinds.
+    /// Other credentials for a registry from now on: base64 of `user:password`, or none; also for other stores of this
+    /// runtime that were made with the same options. Does nothing to stores of other kinds.
     ///
     /// # Errors
     /// They are not of that form.
@@ -92,7 +92,7 @@ impl NetStore {
         if let Some(auth) = &auth {
             check_auth(auth)?;
         }
-        for account in &self.accounts {
+        for account in self.accounts() {
             account.set_given(auth.clone());
         }
         Ok(())
