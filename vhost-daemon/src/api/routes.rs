@@ -282,6 +282,12 @@ impl App {
                     let done = path.and_then(|path| wanted.request(path)).and_then(|request| {
                         if remount { app.daemon.remount(&request) } else { app.daemon.mount(&request) }?;
                         if let Some(mounted) = app.daemon.mounted_at(&request.path) {
+                            tracing::info!(
+                                "mounted {} {} at {}",
+                                mounted.kind.name(),
+                                mounted.source,
+                                mounted.path
+                            );
                             app.apply_runtime(&mounted);
                         }
                         Ok(())

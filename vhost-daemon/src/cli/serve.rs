@@ -42,7 +42,6 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
     }
     // Signals wait from here on, so that one that comes early ends the daemon in order too.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot wait for signals")?;
-    raise_file_limit(common.rlimit_nofile);
     let identity = Identity {
         version: Version::of_build(),
         id: common.id.clone(),
@@ -161,7 +160,7 @@ pub(super) fn default_queues() -> u16 {
 }
 
 /// Raises the limit of open files as far as it may be raised.
-fn raise_file_limit(wanted: u64) {
+pub(super) fn raise_file_limit(wanted: u64) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     if wanted == 0 {
         return;
