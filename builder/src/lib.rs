@@ -24,19 +24,24 @@ mod build_ref;
 mod build_stargz;
 mod build_tarfs;
 mod cache_files;
+#[cfg(feature = "cli")]
 pub mod cmd;
 mod diff;
 mod error;
 mod export;
+#[cfg(feature = "cli")]
 mod human;
 mod inspect;
 mod layer;
 mod options;
 mod output;
 mod pack;
+#[doc(hidden)]
+pub mod parsers;
 mod prefetch;
 mod progress;
 mod rebuild;
+#[cfg(feature = "cli")]
 mod report;
 mod secret;
 mod source;

@@ -4,7 +4,9 @@
 pub mod browser;
 pub mod data;
 pub mod expected;
+pub mod read;
 pub mod source;
+pub mod tar;
 
 use rafs_builder::{
     BlobTarget, BootstrapTarget, CreateOptions, CreateReport, ImageOptions, Progress, SourceKind,

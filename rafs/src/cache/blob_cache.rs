@@ -30,6 +30,37 @@ pub struct CachedChunk<'a> {
     pub plain: &'a [u8],
 }
 
+/// What one image knows of the chunks in a cache file.
+#[derive(Debug)]
+struct Bits {
+    /// Verified.
+    ready: AtomicBitmap,
+    /// Verified, and read not long ago.
+    hot: AtomicBitmap,
+}
+
+impl Bits {
+    /// In this order: [`touch`](Self::touch) looks again after it has set the other bit.
+    fn clear(&self, chunk: u32) {
+        self.ready.clear(chunk);
+        self.hot.clear(chunk);
+    }
+
+    fn clear_all(&self) {
+        self.ready.clear_all();
+        self.hot.clear_all();
+    }
+
+    fn touch(&self, chunk: u32) {
+        if self.ready.get(chunk) && !self.hot.get(chunk) {
+            self.hot.set(chunk);
+            if !self.ready.get(chunk) {
+                self.hot.clear(chunk);
+            }
+        }
+    }
+}
+
 /// Cache files of one blob. Chunks are read through a [`CacheView`], one for each image: what one image's digests have
 /// verified says nothing to another image.
 #[derive(Debug)]
@@ -41,7 +72,7 @@ pub struct BlobCache {
     len: u64,
     chunk_count: u32,
     map: Option<ChunkMap>,
-    views: Mutex<Vec<Weak<AtomicBitmap>>>,
+    views: Mutex<Vec<Weak<Bits>>>,
     /// Changes before bytes that a view may be reading do.
     epoch: AtomicU64,
     /// Held for reading while chunks are written and made ready, for writing while they are taken away.
@@ -141,14 +172,16 @@ impl BlobCache {
     /// A view for one image, in which no chunk is ready yet.
     #[must_use]
     pub fn view(self: &Arc<Self>) -> CacheView {
-        let ready = Arc::new(AtomicBitmap::new(self.chunk_count));
+        let bits =
+            Bits { ready: AtomicBitmap::new(self.chunk_count), hot: AtomicBitmap::new(self.chunk_count) };
+        let bits = Arc::new(bits);
         let mut views = self.views();
         views.retain(|view| view.strong_count() > 0);
-        views.push(Arc::downgrade(&ready));
-        CacheView { cache: Arc::clone(self), ready }
+        views.push(Arc::downgrade(&bits));
+        CacheView { cache: Arc::clone(self), bits }
     }
 
-    fn views(&self) -> MutexGuard<'_, Vec<Weak<AtomicBitmap>>> {
+    fn views(&self) -> MutexGuard<'_, Vec<Weak<Bits>>> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -162,7 +195,7 @@ impl BlobCache {
     fn unready(&self, chunk: u32) -> bool {
         let mut any = false;
         for view in self.views().iter().filter_map(Weak::upgrade) {
-            any |= view.get(chunk);
+            any |= view.ready.get(chunk);
             view.clear(chunk);
         }
         any
@@ -243,6 +276,8 @@ impl BlobCache {
     /// The data file turned out to be shorter than it was: somebody else cut it. All that was verified may be gone,
     /// and must not look like zeros once the file grows again.
     fn reject_all(&self) {
+        // What is being written now may be cut off, too.
+        let _nothing_is_written = self.taking_away.write().unwrap_or_else(PoisonError::into_inner);
         for view in self.views().iter().filter_map(Weak::upgrade) {
             view.clear_all();
         }
@@ -258,8 +293,8 @@ impl BlobCache {
         self.paused_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`CacheView::keep`], whose bits `ready` are.
-    fn keep(&self, chunks: &[CachedChunk<'_>], ready: &AtomicBitmap) -> Result<bool, CacheError> {
+    /// See [`CacheView::keep`], whose bits `bits` are.
+    fn keep(&self, chunks: &[CachedChunk<'_>], bits: &Bits) -> Result<bool, CacheError> {
         let mut paused = self.paused();
         if !self.writable || paused.is_some_and(|until| Instant::now() < until) {
             return Ok(false);
@@ -296,7 +331,7 @@ impl BlobCache {
         let mapped = self.map.as_ref().map_or(Ok(()), |map| map.set_live(&indexes));
         for chunk in chunks {
             self.bad.clear(chunk.chunk);
-            ready.set(chunk.chunk);
+            bits.ready.set(chunk.chunk);
         }
         self.dirty.store(true, Ordering::Release);
         // The data is there and good; a map that cannot be written only costs a fetch after a restart.
@@ -331,7 +366,7 @@ impl BlobCache {
 #[derive(Debug)]
 pub struct CacheView {
     cache: Arc<BlobCache>,
-    ready: Arc<AtomicBitmap>,
+    bits: Arc<Bits>,
 }
 
 impl std::ops::Deref for CacheView {
@@ -346,13 +381,25 @@ impl CacheView {
     #[inline]
     #[must_use]
     pub fn is_ready(&self, chunk: u32) -> bool {
-        self.ready.get(chunk)
+        self.bits.ready.get(chunk)
+    }
+
+    /// Whether a chunk is ready and has been [read](Self::touch) not long ago.
+    #[inline]
+    #[must_use]
+    pub fn is_hot(&self, chunk: u32) -> bool {
+        self.bits.hot.get(chunk)
+    }
+
+    /// A chunk is being read. Makes it hot if it is ready.
+    pub fn touch(&self, chunk: u32) {
+        self.bits.touch(chunk);
     }
 
     /// Number of chunks verified.
     #[must_use]
     pub fn ready_count(&self) -> u64 {
-        self.ready.count()
+        self.bits.ready.count()
     }
 
     /// A claimed chunk has been read and is as it should be: `epoch` is from before it was read. False when it may have
@@ -361,7 +408,7 @@ impl CacheView {
         let _nothing_is_taken_away = self.cache.taking_away.read().unwrap_or_else(PoisonError::into_inner);
         let same = self.cache.epoch() == epoch;
         if same {
-            self.ready.set(chunk);
+            self.bits.ready.set(chunk);
         }
         same
     }
@@ -382,7 +429,7 @@ impl CacheView {
     /// # Errors
     /// The data file could not be written. The cache then takes nothing for half a minute.
     pub fn keep(&self, chunks: &[CachedChunk<'_>]) -> Result<bool, CacheError> {
-        self.cache.keep(chunks, &self.ready)
+        self.cache.keep(chunks, &self.bits)
     }
 }
 

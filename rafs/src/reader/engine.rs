@@ -6,6 +6,7 @@ use super::budget::Budget;
 use super::core::{Core, Job, LogLimit};
 use super::fetch::{Group, Permit};
 use super::flights::Flights;
+use super::metrics::{EngineMetrics, Metrics};
 use super::queue::Queue;
 use super::request::Request;
 use super::{ReadError, Reader, ReaderError, ReaderOptions};
@@ -100,6 +101,12 @@ impl Engine {
         Reader::of(Arc::clone(self), core, options, false)
     }
 
+    /// What it did so far.
+    #[must_use]
+    pub fn metrics(&self) -> EngineMetrics {
+        self.hub.metrics.snapshot()
+    }
+
     /// Ends all reads of all readers, stops the threads, and makes what is cached durable. A second call does nothing.
     pub fn shutdown(&self) {
         let hub = &self.hub;
@@ -152,6 +159,8 @@ pub(super) struct Hub {
     caches: Mutex<HashMap<CacheName, (CacheKey, Weak<BlobCache>)>>,
     sync_queued: AtomicBool,
     last_id: AtomicU64,
+    pub metrics: Metrics,
+    demand_in_flight: AtomicU64,
 }
 
 /// Directory (device, inode) and blob id.
@@ -198,7 +207,22 @@ impl Hub {
             caches: Mutex::default(),
             sync_queued: AtomicBool::new(false),
             last_id: AtomicU64::new(0),
+            metrics: Metrics::default(),
+            demand_in_flight: AtomicU64::new(0),
         }
+    }
+
+    /// Requests on their way that somebody waits for.
+    pub fn demand_in_flight(&self) -> u64 {
+        self.demand_in_flight.load(Ordering::Relaxed)
+    }
+
+    pub fn demand_sent(&self, demand: bool) {
+        self.demand_in_flight.fetch_add(demand.into(), Ordering::Relaxed);
+    }
+
+    pub fn demand_over(&self, demand: bool) {
+        self.demand_in_flight.fetch_sub(demand.into(), Ordering::Relaxed);
     }
 
     /// A number that nothing else has.

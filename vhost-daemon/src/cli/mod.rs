@@ -6,6 +6,7 @@ pub mod argv;
 mod check;
 mod common;
 pub mod ctl;
+mod fuse;
 mod logging;
 pub mod run;
 mod serve;

@@ -1,6 +1,6 @@
 //! From a command line to a running daemon, and to its end.
 
-use super::{Cli, Command, ConfigCommand, VirtiofsArgs, check, ctl, serve};
+use super::{Cli, Command, ConfigCommand, VirtiofsArgs, check, ctl, fuse, serve};
 use crate::daemon::Devices;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub fn run(cli: Cli, ignored: &[String]) -> anyhow::Result<()> {
     match cli.command {
         Command::Virtiofs(args) => virtiofs(&args, ignored),
-        Command::Fuse(_) => bail!("fuse: mounting on this host is not built yet; use `rafsd virtiofs`"),
+        Command::Fuse(args) => fuse::run(&args, ignored),
         Command::Config(ConfigCommand::Check { file }) => check::run(&file),
         Command::Ctl(args) => ctl::run(&args),
         Command::Completions { shell } => {

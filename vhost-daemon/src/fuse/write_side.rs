@@ -55,7 +55,9 @@ impl<F: GuestFs> Server<F> {
         reply: &mut R,
         may_wait: bool,
     ) -> Handled {
-        if self.fs.read_only(request.header.nodeid) {
+        // The node of a copy is the one that is read; all others are to be changed.
+        let copies = matches!(request.header.opcode, op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64);
+        if !copies && self.fs.read_only(request.header.nodeid) {
             return Err(libc::EROFS);
         }
         if request.is_truncated() {
