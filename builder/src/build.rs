@@ -2,6 +2,7 @@
 //!
 //! Owns: the steps and their order, names of outputs, the report. Does not own: any of the steps.
 
+use crate::blobs::BlobPlace;
 use crate::error::BuildError;
 use crate::layer::{self, ChunkPool, Compatible, Dictionary, Layer, overlay};
 use crate::options::{ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
@@ -33,6 +34,30 @@ pub enum SourceKind {
     TarReference(PathBuf),
     /// A plain tar archive whose data is read in place (v6). No blob is written.
     Tarfs(PathBuf),
+    /// The index of an eStargz layer, which stays where it is (v6). No blob is written.
+    StargzIndex(StargzLayer),
+}
+
+/// An eStargz layer, by its index.
+#[derive(Clone, Debug, Default)]
+pub struct StargzLayer {
+    /// The index, `stargz.index.json`.
+    pub index: PathBuf,
+    /// Bytes of the layer, when they are known.
+    pub size: Option<u64>,
+    /// Where the layer may be, to compute digests that the index does not have.
+    pub place: Option<BlobPlace>,
+    /// Where to write the chunk info for a cache (`ID.blob.meta`), if at all.
+    pub chunk_meta: Option<PathBuf>,
+}
+
+impl SourceKind {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) | Self::Tar(path) | Self::TarReference(path) | Self::Tarfs(path) => path,
+            Self::StargzIndex(layer) => &layer.index,
+        }
+    }
 }
 
 /// Where the data blob goes.
@@ -42,6 +67,8 @@ pub enum BlobTarget {
     File(PathBuf),
     /// Into this directory, named by its id. A file that is there under that name is kept.
     Directory(PathBuf),
+    /// Into this directory as cache files, plain: `ID.blob.data` and (v6) `ID.blob.meta`. Needs compressor none.
+    CacheDirectory(PathBuf),
 }
 
 /// Where the bootstrap goes.
@@ -74,6 +101,8 @@ pub struct CreateOptions {
     pub chunk_dict: Option<PathBuf>,
     /// v6: end the blob with a table of contents and give it a digest array.
     pub toc: bool,
+    /// Bytes of zeros before the chunk data in the blob.
+    pub data_offset: u64,
 }
 
 /// What was built.
@@ -106,11 +135,15 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     if options.toc && options.image.version == Version::V5 {
         return Err(BuildError::Options("a table of contents (blob-toc) needs RAFS v6".to_owned()));
     }
+    progress.set_at(options.source.path());
     if let SourceKind::Tarfs(path) = &options.source {
         return crate::build_tarfs::create(options, path, progress);
     }
     if let SourceKind::TarReference(path) = &options.source {
         return crate::build_ref::create(options, path, progress);
+    }
+    if let SourceKind::StargzIndex(layer) = &options.source {
+        return crate::build_stargz::create(options, layer);
     }
     let image = &options.image;
     image.check()?;
@@ -123,8 +156,9 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     };
     let mut blob = BlobFile::new(match target {
         BlobTarget::File(path) => Output::create(path)?,
-        BlobTarget::Directory(path) => Output::create_in(existing(path)?)?,
+        BlobTarget::Directory(path) | BlobTarget::CacheDirectory(path) => Output::create_in(existing(path)?)?,
     });
+    write_gap(&mut blob, options.data_offset)?;
     let bootstrap = match &options.bootstrap {
         BootstrapTarget::File(path) => Some(Output::create(path)?),
         BootstrapTarget::Directory(path) => Some(Output::create_in(existing(path)?)?),
@@ -133,8 +167,12 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     let base = Base::load(options)?;
     let (mut source, mut tree) = open_source(options, progress)?;
     let key = image.encrypt.then(crate::secret::new_key).transpose()?;
-    let settings =
-        PackSettings { cipher: key.clone(), first_blob: base.blob_count()?, ..PackSettings::new(image) };
+    let settings = PackSettings {
+        cipher: key.clone(),
+        first_blob: base.blob_count()?,
+        start: options.data_offset,
+        ..PackSettings::new(image)
+    };
     let Base { lower, known, references, dictionary_blobs } = base;
     let shift = references.len() as u64;
     let known = (known, references);
@@ -154,7 +192,7 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     report.entries = order.numbered.len() as u64;
     let mut tail = Tail::new(features(options), key.as_ref());
     let mut own = own_blob(options, &packed, &chunks, key, &mut blob, &mut tail)?;
-    let mut blobs = blob_table(parent_blobs, &packed, &dictionary_blobs, own.as_ref());
+    let mut blobs = blob_table(parent_blobs, &packed.new_blobs, &dictionary_blobs, own.as_ref());
     if bootstrap.is_none() {
         if own.is_none() {
             // An empty section, so that the file does not begin like a bootstrap that stands alone.
@@ -183,7 +221,14 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
         })
         .transpose()?;
     report.seconds.insert("dump_bootstrap", (start.elapsed() - packing).as_secs_f64());
-    commit_blob(target, blob.into_output()?, has_blob.then_some(&id))?;
+    let blob = blob.into_output()?;
+    match (target, &own) {
+        (BlobTarget::CacheDirectory(dir), Some(own)) => {
+            let chunks: Vec<&Chunk> = chunks.iter().filter(|chunk| chunk.blob == own.index.0).collect();
+            crate::cache_files::write(dir, &blob, &chunks, own)?;
+        }
+        _ => commit_blob(target, blob, has_blob.then_some(&id))?,
+    }
     report.bootstrap = match (&options.bootstrap, bootstrap) {
         (BootstrapTarget::Directory(_), Some((output, digest))) => output.commit_named(&digest)?,
         (_, Some((output, _))) => output.commit()?,
@@ -246,11 +291,26 @@ fn open_source(
             let (source, tree) = DirectorySource::open(path, &image, progress.clone())?;
             Ok((Box::new(source), tree))
         }
-        SourceKind::Tar(path) | SourceKind::TarReference(path) | SourceKind::Tarfs(path) => {
+        SourceKind::Tar(path)
+        | SourceKind::TarReference(path)
+        | SourceKind::Tarfs(path)
+        | SourceKind::StargzIndex(StargzLayer { index: path, .. }) => {
             let (source, tree) = TarSource::open(path, &image, progress.clone())?;
             Ok((Box::new(source), tree))
         }
     }
+}
+
+/// Zeros before the data, where whoever asked for them will put something else.
+fn write_gap(blob: &mut BlobFile, size: u64) -> Result<(), BuildError> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut left = size;
+    while left > 0 {
+        let now = usize::try_from(left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+        blob.write(&ZEROS[..now])?;
+        left -= now as u64;
+    }
+    Ok(())
 }
 
 fn existing(dir: &Path) -> Result<&Path, BuildError> {
@@ -262,15 +322,20 @@ fn existing(dir: &Path) -> Result<&Path, BuildError> {
 }
 
 /// What a build starts from: a parent image and a dictionary.
-struct Base {
-    lower: Option<Layer>,
-    known: ChunkTable,
-    references: Vec<u32>,
-    dictionary_blobs: Vec<BlobInfo>,
+pub(crate) struct Base {
+    /// The parent, whose chunks are in `known`.
+    pub lower: Option<Layer>,
+    /// Chunks that can be referred to.
+    pub known: ChunkTable,
+    /// References of the parent's files.
+    pub references: Vec<u32>,
+    /// Blobs of the dictionary.
+    pub dictionary_blobs: Vec<BlobInfo>,
 }
 
 impl Base {
-    fn load(options: &CreateOptions) -> Result<Self, BuildError> {
+    /// Loads what the options name.
+    pub(crate) fn load(options: &CreateOptions) -> Result<Self, BuildError> {
         let image = &options.image;
         let target = Compatible::of_options(image);
         let mut pool = ChunkPool::default();
@@ -295,21 +360,22 @@ impl Base {
         Ok(Self { lower, known, references: pool.references, dictionary_blobs })
     }
 
-    fn blob_count(&self) -> Result<u32, BuildError> {
+    /// Blobs of the parent.
+    pub(crate) fn blob_count(&self) -> Result<u32, BuildError> {
         let count = self.lower.as_ref().map_or(0, |lower| lower.blobs.len());
         u32::try_from(count).map_err(|_| BuildError::Limit { what: "blobs", limit: u64::from(u32::MAX) })
     }
 }
 
 /// The parent's blobs, then those that the build added, in the order of first use.
-fn blob_table(
+pub(crate) fn blob_table(
     parent: Vec<BlobInfo>,
-    packed: &Packed,
+    new_blobs: &[NewBlob],
     dictionary: &[BlobInfo],
     own: Option<&BlobInfo>,
 ) -> Vec<BlobInfo> {
     let mut blobs = parent;
-    let new = packed.new_blobs.iter().filter_map(|blob| match blob {
+    let new = new_blobs.iter().filter_map(|blob| match blob {
         NewBlob::Own => own,
         NewBlob::Dictionary(at) => dictionary.get(*at as usize),
     });
@@ -371,6 +437,6 @@ fn commit_blob(target: &BlobTarget, output: Output, id: Option<&String>) -> Resu
         // Without data there is no blob; a file that was asked for by name is there and empty.
         (BlobTarget::File(_), _) => output.commit().map(drop),
         (BlobTarget::Directory(_), Some(id)) => output.commit_named(id).map(drop),
-        (BlobTarget::Directory(_), None) => Ok(()),
+        (BlobTarget::Directory(_), None) | (BlobTarget::CacheDirectory(_), _) => Ok(()),
     }
 }

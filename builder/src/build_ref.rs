@@ -2,11 +2,12 @@
 //!
 //! Owns: chunks that point into the archive, the meta blob. Does not own: reading the archive.
 
-use crate::build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport};
+use crate::build::{self, Base, BlobTarget, BootstrapTarget, CreateOptions, CreateReport};
 use crate::error::BuildError;
+use crate::layer::{KnownChunks, Referred, overlay};
 use crate::options::Version;
 use crate::output::Output;
-use crate::pack::{BlobFile, Chunk, ChunkInfoTable, ChunkTable, Tail};
+use crate::pack::{BlobFile, Chunk, ChunkInfoTable, Tail};
 use crate::progress::Progress;
 use crate::source::{Reference, ReferenceChunk, TarSource};
 use crate::tree::{Order, Tree};
@@ -41,8 +42,8 @@ pub(crate) fn create(
     if options.blob_id.is_some() {
         return refuse("--blob-id: the id is the archive's sha256");
     }
-    if options.parent.is_some() || options.chunk_dict.is_some() {
-        return refuse("--parent-bootstrap or --chunk-dict: merge the layers instead");
+    if options.data_offset > 0 {
+        return refuse("--blob-offset: the data is in the archive");
     }
     let Some(target) = &options.blob else {
         return Err(BuildError::Options(
@@ -52,6 +53,7 @@ pub(crate) fn create(
     let mut blob = BlobFile::new(match target {
         BlobTarget::File(path) => Output::create(path)?,
         BlobTarget::Directory(path) => Output::create_in(path)?,
+        BlobTarget::CacheDirectory(_) => return refuse("--blob-cache-dir: the data is in the archive"),
     });
     let bootstrap = match &options.bootstrap {
         BootstrapTarget::File(path) => Some(Output::create(path)?),
@@ -59,18 +61,32 @@ pub(crate) fn create(
         BootstrapTarget::Inline => None,
     };
     let (source, mut tree) = TarSource::open_indexed(path, image, progress.clone())?;
-    let (chunks, reference) = read(source, &mut tree)?;
+    let base = Base::load(options)?;
+    let first_blob = base.blob_count()?;
+    let Base { lower, known, references, dictionary_blobs } = base;
+    let shift = references.len() as u64;
+    let known = KnownChunks::new(known, references, first_blob);
+    let (chunks, reference) = read(source, &mut tree, known)?;
+    let mut parent_blobs = Vec::new();
+    if let Some(mut lower) = lower {
+        overlay(&mut lower.tree, &tree, image.whiteout_spec, shift)?;
+        tree = lower.tree;
+        parent_blobs = lower.blobs;
+    }
     let order = Order::new(&mut tree)?;
     let features = features(options, &reference);
     let mut tail = Tail::new(features, None);
     let mut own = own_blob(options, &chunks, &reference, features, &mut blob, &mut tail)?;
+    let table = |own: Option<&BlobInfo>| {
+        build::blob_table(parent_blobs.clone(), &chunks.referred.new_blobs, &dictionary_blobs, own)
+    };
     let model = |blobs: &[BlobInfo], sink: &mut dyn write::Sink| {
         Model {
             version: Version::V6,
             tree: &tree,
             order: &order,
-            chunks: &chunks.list,
-            references: &chunks.references,
+            chunks: &chunks.referred.chunks,
+            references: &chunks.referred.references,
             blobs,
             compressor: Compressor::Gzip,
             digester: Digester::Sha256,
@@ -87,7 +103,7 @@ pub(crate) fn create(
             // An empty section, so that the file does not begin like a bootstrap that stands alone.
             tail.end_data(&mut blob, 0)?;
         }
-        tail.bootstrap(&mut blob, |sink| model(own.as_slice(), sink))?;
+        tail.bootstrap(&mut blob, |sink| model(&table(own.as_ref()), sink))?;
     }
     let (toc_size, toc_digest) = if has_blob { tail.finish(&mut blob)? } else { (0, [0; 32]) };
     let meta_id = blob.id();
@@ -96,7 +112,7 @@ pub(crate) fn create(
         own.meta_blob = Some(MetaBlob::Named { id: meta_id.clone(), size: blob.position() });
     }
     let mut report = CreateReport {
-        blobs: own.iter().map(|own| own.id.clone()).collect(),
+        blobs: table(own.as_ref()).iter().map(|blob| blob.id.clone()).collect(),
         blob_size: blob.position(),
         blob_uncompressed_size: chunks.uncompressed_end,
         entries: order.numbered.len() as u64,
@@ -105,7 +121,7 @@ pub(crate) fn create(
     let bootstrap = bootstrap
         .map(|output| {
             let mut sink = FileSink::new(output);
-            model(own.as_slice(), &mut sink)?;
+            model(&table(own.as_ref()), &mut sink)?;
             sink.finish()
         })
         .transpose()?;
@@ -113,7 +129,7 @@ pub(crate) fn create(
     match target {
         BlobTarget::File(_) => drop(output.commit()?),
         BlobTarget::Directory(_) if has_blob => drop(output.commit_named(&meta_id)?),
-        BlobTarget::Directory(_) => {}
+        BlobTarget::Directory(_) | BlobTarget::CacheDirectory(_) => {}
     }
     report.bootstrap = match (&options.bootstrap, bootstrap) {
         (BootstrapTarget::Directory(_), Some((output, digest))) => output.commit_named(&digest)?,
@@ -123,32 +139,29 @@ pub(crate) fn create(
     Ok(report)
 }
 
+/// Chunks of the archive.
 #[derive(Default)]
 struct Chunks {
-    list: Vec<Chunk>,
     infos: Vec<ChunkInfoV2>,
-    references: Vec<u32>,
     uncompressed_end: u64,
+    /// Index of the archive in the blob table, once it has a chunk.
+    blob: Option<u32>,
+    referred: Referred,
 }
 
-fn read(source: TarSource, tree: &mut Tree) -> Result<(Chunks, Reference), BuildError> {
-    let table = RefCell::new(ChunkTable::default());
+fn read(source: TarSource, tree: &mut Tree, known: KnownChunks) -> Result<(Chunks, Reference), BuildError> {
+    let known = RefCell::new(known);
     let mut chunks = Chunks::default();
     let reference =
-        source.refer(tree, &mut |digest, len| table.borrow().find(digest, len).is_some(), &mut |found| {
-            let mut table = table.borrow_mut();
-            let known = table.find(&found.digest, found.len);
-            let at = match known {
-                Some(at) => at,
-                None => {
-                    let chunk = chunks.add(&found)?;
-                    table.insert(chunk).ok_or_else(too_many)?
-                }
-            };
-            chunks.references.push(at);
-            Ok(())
+        source.refer(tree, &mut |digest, len| known.borrow().contains(digest, len), &mut |found| {
+            let mut known = known.borrow_mut();
+            if known.refer(&found.digest, found.len, found.position)? {
+                return Ok(());
+            }
+            let blob = known.own_blob()?;
+            known.store(chunks.add(&found, blob)?)
         })?;
-    chunks.list = table.into_inner().into_chunks();
+    chunks.referred = known.into_inner().finish();
     Ok((chunks, reference))
 }
 
@@ -158,9 +171,15 @@ fn too_many() -> BuildError {
 }
 
 impl Chunks {
-    fn add(&mut self, found: &ReferenceChunk) -> Result<Chunk, BuildError> {
+    /// The chunks of the archive, in the order of their numbers.
+    fn own(&self) -> impl Iterator<Item = &Chunk> {
+        self.referred.chunks.iter().filter(|chunk| Some(chunk.blob) == self.blob)
+    }
+
+    fn add(&mut self, found: &ReferenceChunk, blob: u32) -> Result<Chunk, BuildError> {
         let index = u32::try_from(self.infos.len()).ok().filter(|n| *n < rafs::layout::v6::CHUNKS_MAX);
         let index = index.ok_or_else(too_many)?;
+        self.blob = Some(blob);
         let mut flags = ChunkFlags::HAS_CRC32;
         flags.set(ChunkFlags::COMPRESSED, found.context.is_some());
         let chunk = Chunk {
@@ -171,7 +190,7 @@ impl Chunks {
             uncompressed_size: found.len,
             crc32c: found.crc32c,
             index,
-            blob: 0,
+            blob,
             position: found.position,
             flags,
         };
@@ -211,7 +230,7 @@ fn own_blob(
     blob: &mut BlobFile,
     tail: &mut Tail,
 ) -> Result<Option<BlobInfo>, BuildError> {
-    if chunks.list.is_empty() {
+    if chunks.infos.is_empty() {
         return Ok(None);
     }
     let (contexts, dictionaries) = match &reference.contexts {
@@ -220,7 +239,7 @@ fn own_blob(
     };
     let table = ChunkInfoTable::v2_with_contexts(&chunks.infos, contexts, dictionaries);
     let chunk_info = tail.chunk_info(blob, &table, Compressor::Zstd)?;
-    tail.digests(blob, chunks.list.iter())?;
+    tail.digests(blob, chunks.own())?;
     Ok(Some(BlobInfo {
         index: BlobIndex(0),
         id: reference.id.clone(),

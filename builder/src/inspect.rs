@@ -37,6 +37,52 @@ help          this list
 exit          leave
 ";
 
+/// Writes every name of the image with its attributes and chunks, a line each, to `out`.
+///
+/// # Errors
+/// When an inode is corrupt, or `out` does not take it.
+#[cfg(feature = "cli")]
+pub(crate) fn list_all(image: &Image, out: &mut dyn std::io::Write) -> anyhow::Result<()> {
+    let mut pending = vec![(image.inode(image.root())?, String::from("/"))];
+    while let Some((inode, path)) = pending.pop() {
+        writeln!(
+            out,
+            "inode {} {:?} mode {:o} uid {} gid {} size {} nlink {}",
+            inode.number.0, path, inode.mode, inode.uid, inode.gid, inode.size, inode.nlink
+        )?;
+        match inode.kind {
+            FileKind::Directory => {
+                let first = pending.len();
+                for entry in image.read_dir(&inode, 0)? {
+                    let entry = entry?;
+                    if !matches!(entry.name, b"." | b"..") {
+                        let name = String::from_utf8_lossy(entry.name);
+                        let path = format!("{}/{name}", path.trim_end_matches('/'));
+                        pending.push((image.inode(entry.number)?, path));
+                    }
+                }
+                pending[first..].reverse();
+            }
+            FileKind::Regular => {
+                for chunk in image.chunks(&inode, 0, inode.size)? {
+                    let chunk = chunk?;
+                    writeln!(
+                        out,
+                        "\tchunk {} of blob {} at {} of the file, {} bytes at {:#x}",
+                        chunk.chunk,
+                        chunk.blob,
+                        chunk.file_offset,
+                        chunk.uncompressed_size,
+                        chunk.uncompressed_offset
+                    )?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 impl<'a> Inspector<'a> {
     /// Begins in the root directory.
     #[must_use]

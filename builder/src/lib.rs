@@ -9,6 +9,9 @@
 //! * `write`: v5 and v6 bootstraps.
 //! * `blobs`: data of existing images, read back: [`verify`].
 //! * `inspect`, `export`: looking into images, and making disk images of them.
+//! * `study`, `diff`, `report`: what existing images consist of, what changed between them, where their bytes are.
+//! * `rebuild`: images made from images: [`compact`], [`optimize`], [`generate_chunk_dict`].
+//! * `stat`: numbers about images.
 //! * `unpack`: images back to tar archives: [`unpack`].
 //! * [`build`](create): the steps from a source to an image.
 //! * [`cmd`]: the `rafs-image` command line; thin.
@@ -18,25 +21,39 @@
 mod blobs;
 mod build;
 mod build_ref;
+mod build_stargz;
 mod build_tarfs;
+mod cache_files;
+#[cfg(feature = "cli")]
 pub mod cmd;
+mod diff;
 mod error;
 mod export;
+#[cfg(feature = "cli")]
+mod human;
 mod inspect;
 mod layer;
 mod options;
 mod output;
 mod pack;
+#[doc(hidden)]
+pub mod parsers;
 mod prefetch;
 mod progress;
+mod rebuild;
+#[cfg(feature = "cli")]
+mod report;
 mod secret;
 mod source;
+mod stat;
+mod study;
 mod tree;
 mod unpack;
 mod write;
 
 pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
-pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, create};
+pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, StargzLayer, create};
+pub use diff::{Change, ChangeKind, ChunkReport, ChunkSum, DiffOptions, DiffSummary, Difference, diff};
 pub use error::BuildError;
 pub use export::{ExportError, ExportOptions, VerityInfo, export};
 pub use inspect::{Answer, Inspector};
@@ -44,4 +61,10 @@ pub use layer::{MergeOptions, MergeReport, OwnBlob, merge};
 pub use options::{ChunkSize, ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
 pub use prefetch::Patterns;
 pub use progress::Progress;
+pub use rebuild::{
+    ChunkDictOptions, CompactConfig, CompactOptions, CompactSettings, OptimizeOptions, PrefetchFile,
+    PrefetchFiles, RebuildError, RebuildReport, compact, generate_chunk_dict, optimize,
+};
+pub use source::StargzIndex;
+pub use stat::{ImageStat, Stat, StatBase, stat};
 pub use unpack::{UnpackError, UnpackOptions, unpack};

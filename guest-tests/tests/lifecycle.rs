@@ -113,7 +113,6 @@ fn what_is_not_built_is_refused_by_name() {
         (&["--id", "y"][..], "take-over"),
         (&["--upgrade"], "upgrade"),
         (&["--dedup-db", "x"], "deduplication"),
-        (&["--virtual-mountpoint", "/sub"], "mounts"),
     ] {
         let mut command = copy.command();
         command.args(flags);

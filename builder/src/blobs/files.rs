@@ -34,7 +34,7 @@ impl<'a> FileData<'a> {
         chunk: &ChunkRef,
         user: &dyn Fn() -> String,
     ) -> Result<&[u8], BlobDataError> {
-        let Some(blob) = self.blobs.blobs.get(chunk.blob.as_usize()) else {
+        let Some(blob) = self.blobs.get(chunk.blob.as_usize()) else {
             return Err(self.bad(chunk, user, "the image has no such blob"));
         };
         let (unit, range, expected) = self.place(chunk, user)?;
@@ -63,7 +63,9 @@ impl<'a> FileData<'a> {
         chunk: &ChunkRef,
         user: &dyn Fn() -> String,
     ) -> Result<(Unit, Range<usize>, Expected), BlobDataError> {
-        let (image, blob) = (self.blobs.image, &self.blobs.blobs[chunk.blob.as_usize()]);
+        let image = self.blobs.image;
+        let blob = self.blobs.get(chunk.blob.as_usize());
+        let blob = blob.ok_or_else(|| self.bad(chunk, user, "the image has no such blob"))?;
         let len = chunk.uncompressed_size as usize;
         let plain_file = Unit::of_plain_file(chunk.chunk, chunk.uncompressed_offset, chunk.uncompressed_size);
         if blob.info.features.contains(BlobFeatures::TARFS) {
@@ -92,7 +94,7 @@ impl<'a> FileData<'a> {
     }
 
     fn bad(&self, chunk: &ChunkRef, user: &dyn Fn() -> String, reason: &str) -> BlobDataError {
-        let id = self.blobs.blobs.get(chunk.blob.as_usize()).map_or("?", |blob| &blob.info.id);
+        let id = self.blobs.get(chunk.blob.as_usize()).map_or("?", |blob| &blob.info.id);
         bad(id, chunk.chunk, user, reason)
     }
 }

@@ -7,13 +7,14 @@ mod copy;
 mod error;
 mod files;
 mod object;
+mod stored;
 mod units;
 mod verify;
 
 pub use error::BlobDataError;
 pub(crate) use files::FileData;
 pub use object::BlobPlace;
-use object::Object;
+pub(crate) use object::Object;
 pub use verify::{VerifyReport, verify};
 
 use rafs::blob::{self, ChunkTable, DigestIndex, Expected, Toc, Unit};
@@ -29,7 +30,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(crate) struct Blobs<'a> {
     image: &'a Image,
-    blobs: Vec<OpenBlob<'a>>,
+    /// By position in the blob table; `None` for those that were not asked for.
+    blobs: Vec<Option<OpenBlob<'a>>>,
     digests: DigestIndex,
 }
 
@@ -55,7 +57,8 @@ pub(crate) struct OpenBlob<'a> {
 /// Memory that reading units reuses.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    stored: Vec<u8>,
+    /// What was read for it.
+    pub stored: Vec<u8>,
     scratch: Vec<u8>,
     /// The unit that was read last.
     pub plain: Vec<u8>,
@@ -67,18 +70,36 @@ impl<'a> Blobs<'a> {
     /// # Errors
     /// The first blob that is missing, too short, or whose tables contradict the image.
     pub(crate) fn open(image: &'a Image, bootstrap: &Path, place: &BlobPlace) -> Result<Self, BlobDataError> {
+        Self::open_some(image, bootstrap, place, &|_| true)
+    }
+
+    /// Opens the blobs of `image` that are `wanted`.
+    ///
+    /// # Errors
+    /// As [`Blobs::open`].
+    pub(crate) fn open_some(
+        image: &'a Image,
+        bootstrap: &Path,
+        place: &BlobPlace,
+        wanted: &dyn Fn(&BlobInfo) -> bool,
+    ) -> Result<Self, BlobDataError> {
         let digests = match image.version() {
             FsVersion::V5 => DigestIndex::default(),
             FsVersion::V6 => DigestIndex::new(image.chunk_table(), image.blobs().len()),
         };
-        let open = |info| OpenBlob::open(image, info, bootstrap, place);
+        let open = |info| wanted(info).then(|| OpenBlob::open(image, info, bootstrap, place)).transpose();
         let blobs = image.blobs().iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { image, blobs, digests })
     }
 
     /// The blobs, in table order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &OpenBlob<'a>> {
-        self.blobs.iter()
+        self.blobs.iter().flatten()
+    }
+
+    /// The blob at a position of the blob table.
+    pub(crate) fn get(&self, at: usize) -> Option<&OpenBlob<'a>> {
+        self.blobs.get(at)?.as_ref()
     }
 
     /// What a chunk of a v6 blob must match.
@@ -111,15 +132,15 @@ impl<'a> OpenBlob<'a> {
             Ok(object) => (path, object, false),
             // The form of `--blob-cache-dir`: plain data, and the table beside it.
             Err(e) => match place.open_beside(&format!("{}.blob.data", info.id)) {
-                (beside, Ok(object)) if !matches!(place, BlobPlace::HttpProxy { .. }) => {
-                    (beside, object, true)
-                }
+                (beside, Ok(object)) if !place.is_store() => (beside, object, true),
                 _ => return Err(BlobDataError::io(&info.id, "open", &path)(e)),
             },
         };
         let size = object.size().map_err(BlobDataError::io(&info.id, "stat", &path))?;
         let expected = if plain { info.uncompressed_size } else { blob::data_size(info) };
-        if size < expected && !info.features.contains(BlobFeatures::IS_CHUNKDICT_GENERATED) {
+        let estimated =
+            blob::is_legacy_stargz(info) || info.features.contains(BlobFeatures::IS_CHUNKDICT_GENERATED);
+        if size < expected && !estimated {
             return Err(BlobDataError::Short { blob: info.id.clone(), path, actual: size, expected });
         }
         let mut open = Self {
@@ -204,12 +225,19 @@ impl<'a> OpenBlob<'a> {
     }
 
     /// Reads and decodes a unit into `buffers.plain`.
-    fn read_unit(&self, unit: &Unit, buffers: &mut Buffers) -> Result<(), BlobDataError> {
-        if unit.stored_end() > self.size {
+    pub(crate) fn read_unit(&self, unit: &Unit, buffers: &mut Buffers) -> Result<(), BlobDataError> {
+        // Stored sizes in a stargz layer are estimates: what is behind its end is not needed.
+        let end = if blob::is_legacy_stargz(self.info) {
+            unit.stored_end().min(self.size)
+        } else {
+            unit.stored_end()
+        };
+        if end > self.size || unit.stored_offset > end {
             let (blob, path) = (self.info.id.clone(), self.path.clone());
             return Err(BlobDataError::Short { blob, path, actual: self.size, expected: unit.stored_end() });
         }
-        buffers.stored.resize(unit.stored_size as usize, 0);
+        let len = usize::try_from(end - unit.stored_offset).unwrap_or(usize::MAX);
+        buffers.stored.resize(len, 0);
         self.object.read_exact_at(&mut buffers.stored, unit.stored_offset).map_err(BlobDataError::io(
             &self.info.id,
             "read",

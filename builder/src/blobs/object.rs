@@ -1,18 +1,19 @@
-//! Where the bytes of blobs come from: files, or a server on a unix socket.
+//! Where the bytes of blobs come from: files, or a store.
 //!
-//! Owns: opening an object by name, reading ranges. Does not own: what the bytes mean.
+//! Owns: opening an object by name, reading ranges of it and waiting for them. Does not own: what the bytes mean, how a
+//! store gets them.
 
+use rafs::store::{ErrorClass, FetchRequest, Priority, Store, StoreError};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// How long a server may stay silent.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest header of an answer, bytes.
-const HEADER_MAX: u64 = 64 << 10;
+/// Bytes that are asked of a store at once: neighbours are likely wanted next, and each request costs a round trip.
+const READ_AHEAD: u64 = 2 << 20;
 
 /// Where the blobs of an image are.
 #[derive(Clone, Debug)]
@@ -21,13 +22,10 @@ pub enum BlobPlace {
     Directory(PathBuf),
     /// In this file, whatever the id.
     File(PathBuf),
-    /// Behind an HTTP server on a unix socket, which answers `HEAD` and `GET` with ranges for `PATH/ID`.
-    HttpProxy {
-        /// The socket.
-        socket: PathBuf,
-        /// What stands before the id in request paths.
-        path: String,
-    },
+    /// In a store, each under its id.
+    Store(Arc<dyn Store>),
+    /// In the first of these that has it.
+    FirstOf(Vec<BlobPlace>),
 }
 
 /// Something that ranges can be read of.
@@ -51,7 +49,7 @@ impl Object for File {
 
 impl BlobPlace {
     /// Opens the object `name`, and says what to call it in messages.
-    pub(super) fn open(&self, name: &str) -> (PathBuf, io::Result<Box<dyn Object>>) {
+    pub(crate) fn open(&self, name: &str) -> (PathBuf, io::Result<Box<dyn Object>>) {
         let file = |path: PathBuf| {
             let opened = File::open(&path).map(|file| Box::new(file) as Box<dyn Object>);
             (path, opened)
@@ -59,11 +57,29 @@ impl BlobPlace {
         match self {
             Self::Directory(dir) => file(dir.join(name)),
             Self::File(path) => file(path.clone()),
-            Self::HttpProxy { socket, path } => {
-                let target = format!("{}/{name}", path.trim_end_matches('/'));
-                let object = HttpObject { socket: socket.clone(), target };
-                (socket.clone(), object.size().map(|_| Box::new(object) as Box<dyn Object>))
+            Self::FirstOf(places) => {
+                let mut last = (PathBuf::from(name), Err(io::ErrorKind::NotFound.into()));
+                for place in places {
+                    last = place.open(name);
+                    if last.1.as_ref().err().is_none_or(|e| e.kind() != io::ErrorKind::NotFound) {
+                        break;
+                    }
+                }
+                last
             }
+            Self::Store(store) => {
+                let object = StoreObject::open(store, name);
+                (PathBuf::from(name), object.map(|object| Box::new(object) as Box<dyn Object>))
+            }
+        }
+    }
+
+    /// Whether it is a store of whole blobs only: cache files are looked for where there are files.
+    pub(super) fn is_store(&self) -> bool {
+        match self {
+            Self::Store(_) => true,
+            Self::FirstOf(places) => places.iter().all(Self::is_store),
+            Self::Directory(_) | Self::File(_) => false,
         }
     }
 
@@ -78,130 +94,102 @@ impl BlobPlace {
     }
 }
 
-/// An object behind the server. Every request has a connection of its own.
+/// An object in a store.
 #[derive(Debug)]
-struct HttpObject {
-    socket: PathBuf,
-    target: String,
+struct StoreObject {
+    store: Arc<dyn Store>,
+    name: Arc<str>,
+    size: u64,
+    /// What was asked for last, and where it starts.
+    window: Mutex<(u64, Vec<u8>)>,
 }
 
-impl HttpObject {
-    /// Sends a request; returns the length of the answer's body and what follows the header.
-    fn ask(&self, method: &str, range: Option<(u64, u64)>) -> io::Result<(u64, u16, impl Read + use<>)> {
-        let mut stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let range = range.map(|(first, last)| format!("Range: bytes={first}-{last}\r\n")).unwrap_or_default();
-        write!(
-            stream,
-            "{method} {} HTTP/1.1\r\nHost: localhost\r\n{range}Connection: close\r\n\r\n",
-            self.target
-        )?;
-        let mut reader = BufReader::new(stream);
-        let bad =
-            |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("the server's answer {what}"));
-        let mut line = String::new();
-        let mut head = (&mut reader).take(HEADER_MAX);
-        head.read_line(&mut line)?;
-        let status: u16 =
-            line.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| bad("is no HTTP"))?;
-        let mut length = None;
-        loop {
-            line.clear();
-            if head.read_line(&mut line)? == 0 {
-                return Err(bad("ends in its header"));
-            }
-            let header = line.trim_end();
-            if header.is_empty() {
-                break;
-            }
-            match header.split_once(':') {
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = value.trim().parse().ok()
-                }
-                Some((name, _)) if name.eq_ignore_ascii_case("transfer-encoding") => {
-                    return Err(bad("comes in chunks, which a range must not"));
-                }
-                _ => {}
-            }
-        }
-        match status {
-            200 | 206 => Ok((length.ok_or_else(|| bad("has no length"))?, status, reader)),
-            404 => Err(io::ErrorKind::NotFound.into()),
-            other => Err(bad(&format!("has status {other}"))),
-        }
+/// A store's error as one of a file.
+fn as_io(error: StoreError) -> io::Error {
+    let kind = match error.class {
+        ErrorClass::Missing => io::ErrorKind::NotFound,
+        ErrorClass::Denied => io::ErrorKind::PermissionDenied,
+        ErrorClass::Corrupt => io::ErrorKind::InvalidData,
+        ErrorClass::Transient => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
+
+/// Waits for an answer. Stores call back exactly once; one that went away does not.
+fn wait<T>(answers: &mpsc::Receiver<Result<T, StoreError>>) -> io::Result<T> {
+    match answers.recv() {
+        Ok(answer) => answer.map_err(as_io),
+        Err(_) => Err(io::Error::other("the store went away before it answered")),
     }
 }
 
-impl Object for HttpObject {
+impl StoreObject {
+    fn open(store: &Arc<dyn Store>, name: &str) -> io::Result<Self> {
+        let (sender, answers) = mpsc::channel();
+        // Whoever waits has not gone away: sending cannot fail.
+        store.size(name, Box::new(move |size| drop(sender.send(size))));
+        let size = wait(&answers)?;
+        Ok(Self { store: Arc::clone(store), name: name.into(), size, window: Mutex::default() })
+    }
+
+    fn fetch(&self, range: Range<u64>, buffer: Vec<u8>, attempt: u32) -> io::Result<Vec<u8>> {
+        let (sender, answers) = mpsc::channel();
+        let object = Arc::clone(&self.name);
+        let request = FetchRequest { object, range, buffer, attempt, priority: Priority::Demand };
+        self.store.fetch(request, Box::new(move |bytes| drop(sender.send(bytes))));
+        wait(&answers)
+    }
+}
+
+impl Object for StoreObject {
     fn size(&self) -> io::Result<u64> {
-        self.ask("HEAD", None).map(|(length, ..)| length)
+        Ok(self.size)
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let len = buffer.len() as u64;
-        if len == 0 {
+        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.size);
+        let end = end.ok_or_else(|| {
+            let reason = format!("bytes from {offset} on are behind the end of {} bytes", self.size);
+            io::Error::new(io::ErrorKind::UnexpectedEof, reason)
+        })?;
+        if buffer.is_empty() {
             return Ok(());
         }
-        // A server may answer 200 to a range: the length tells whether it is the range.
-        let (length, _, mut body) = self.ask("GET", Some((offset, offset + len - 1)))?;
-        if length != len {
-            let reason = format!("the server sent {length} bytes for a range of {len}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let covered = window.0 <= offset && end <= window.0 + window.1.len() as u64;
+        if !covered {
+            let ahead = end.max(offset.saturating_add(READ_AHEAD)).min(self.size);
+            let old = std::mem::take(&mut *window).1;
+            *window = (offset, self.fetch(offset..ahead, old, 0)?);
         }
-        body.read_exact(buffer)
+        let start = usize::try_from(offset - window.0).unwrap_or(usize::MAX);
+        let bytes = window.1.get(start..).and_then(|bytes| bytes.get(..buffer.len()));
+        buffer.copy_from_slice(bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixListener;
+    use rafs::store::{LocalFs, LocalFsOptions};
 
     #[test]
-    fn ranges_from_a_server_that_says_200() {
+    fn ranges_of_an_object_in_a_store() {
         let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("socket");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let server = std::thread::spawn(move || {
-            let data: Vec<u8> = (0..=255).collect();
-            let mut seen = Vec::new();
-            for _ in 0..4 {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut request = String::new();
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
-                while !request.ends_with("\r\n\r\n") {
-                    reader.read_line(&mut request).unwrap();
-                }
-                seen.push(request.lines().next().unwrap().to_owned());
-                let range =
-                    request.lines().find_map(|line| line.strip_prefix("Range: bytes=")).map(str::to_owned);
-                let body = match range.as_deref().and_then(|range| range.split_once('-')) {
-                    None => &data[..],
-                    Some((a, b)) => &data[a.parse::<usize>().unwrap()..=b.parse::<usize>().unwrap().min(255)],
-                };
-                write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).unwrap();
-                if !request.starts_with("HEAD") {
-                    stream.write_all(body).unwrap();
-                }
-            }
-            seen
-        });
-        let place = BlobPlace::HttpProxy { socket, path: "/blobs".to_owned() };
+        let data: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(dir.path().join("id"), &data).unwrap();
+        let options = LocalFsOptions { dir: Some(dir.path().to_path_buf()), ..LocalFsOptions::default() };
+        let place = BlobPlace::Store(Arc::new(LocalFs::new(options).unwrap()));
         let object = place.open("id").1.unwrap();
-        assert_eq!(object.size().unwrap(), 256);
-        let mut buffer = [0; 3];
-        object.read_exact_at(&mut buffer, 10).unwrap();
-        assert_eq!(buffer, [10, 11, 12]);
-        object.read_exact_at(&mut buffer, 255).unwrap_err();
-        assert_eq!(
-            server.join().unwrap(),
-            [
-                "HEAD /blobs/id HTTP/1.1",
-                "HEAD /blobs/id HTTP/1.1",
-                "GET /blobs/id HTTP/1.1",
-                "GET /blobs/id HTTP/1.1"
-            ]
-        );
+        assert_eq!(object.size().unwrap(), data.len() as u64);
+        for (offset, len) in [(0, 10), (5, 3_000_000), (11_999_990, 10), (100, 0), (4, 4)] {
+            let mut buffer = vec![0; len];
+            object.read_exact_at(&mut buffer, offset as u64).unwrap();
+            assert!(buffer == data[offset..offset + len], "{offset}");
+        }
+        object.read_exact_at(&mut [0; 2], 11_999_999).unwrap_err();
+        object.read_exact_at(&mut [0; 2], u64::MAX).unwrap_err();
+        assert_eq!(place.open("absent").1.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -3,7 +3,8 @@
 //! Owns: its flags and what it prints. Does not own: checking.
 
 use super::json::Report;
-use crate::blobs::{self, BlobPlace};
+use super::place::PlaceArgs;
+use crate::blobs;
 use anyhow::{Context as _, bail};
 use rafs::image::{BlobInfo, CheckOptions, Image};
 use rafs::layout::blob::BlobFeatures;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 /// Check an image.
 ///
 /// Reads the whole of the metadata: tables, every directory, inode, extended attribute and chunk reference,
-/// in v5 the inode digests. With --blob-dir also every chunk of every blob. Says where the first fault is.
+/// in v5 the inode digests. With --blob-dir or a backend also every chunk of every blob. Says where the first fault is.
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
     /// Bootstrap to check, or a blob with an inlined one
@@ -26,13 +27,16 @@ pub(super) struct CheckArgs {
     #[arg(short = 'B', long = "bootstrap", value_name = "FILE", id = "bootstrap_flag")]
     bootstrap_flag: Option<PathBuf>,
 
-    /// Directory that holds the blobs: then every chunk of them is read and verified too
-    #[arg(short = 'D', long, value_name = "DIR")]
-    blob_dir: Option<PathBuf>,
+    #[command(flatten)]
+    place: PlaceArgs,
 
     /// Threads that verify data [default: all cores]
-    #[arg(long, value_name = "N", requires = "blob_dir")]
+    #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+
+    /// Print every name with its attributes and chunks
+    #[arg(short = 'v', long)]
+    verbose: bool,
 
     /// Write a report for programs to FILE
     #[arg(short = 'J', long, value_name = "FILE")]
@@ -47,9 +51,8 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let failed = || format!("failed to check bootstrap {path:?}");
     let image = Image::open(path).with_context(failed)?;
     image.check_with(CheckOptions { inode_digests: true }).with_context(failed)?;
-    if let Some(dir) = &args.blob_dir {
+    if let Some(place) = args.place.place()? {
         let threads = args.threads.or_else(|| std::thread::available_parallelism().ok());
-        let place = BlobPlace::Directory(dir.clone());
         let read =
             blobs::verify(&image, path, &place, threads.unwrap_or(NonZeroUsize::MIN)).with_context(failed)?;
         tracing::info!("{} chunks with {} bytes are what the image says", read.chunks, read.bytes);
@@ -62,7 +65,11 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     for blob in image.blobs() {
         describe(blob, &mut text)?;
     }
-    std::io::stdout().write_all(text.as_bytes())?;
+    let mut stdout = std::io::stdout().lock();
+    if args.verbose {
+        crate::inspect::list_all(&image, &mut stdout).with_context(failed)?;
+    }
+    stdout.write_all(text.as_bytes())?;
     Ok(())
 }
 

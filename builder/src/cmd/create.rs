@@ -1,16 +1,18 @@
 //! `rafs-image create`.
 //!
-//! Owns: its flags, how they combine, its report. Does not own: building.
+//! Owns: its flags, its report. Does not own: how flags combine (`options`), building.
+
+mod options;
 
 use super::json::{Report, Trace};
 use super::progress::Bar;
-use super::{chunk_dict, prefetch, size};
-use crate::build::{self, BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind};
-use crate::options::{ChunkSize, ImageOptions, Version, WhiteoutSpec};
+use super::values::{CompressorArg, DigesterArg, FeatureArg, SourceType, VersionArg, WhiteoutArg};
+use super::{backend::BackendArgs, chunk_dict, interrupt, prefetch, size};
+use crate::build::{self, CreateOptions, CreateReport};
 use crate::progress::Progress;
-use anyhow::{Context as _, bail};
-use clap::builder::PossibleValue;
-use rafs::codec::{Compressor, Digester};
+use crate::rebuild;
+use anyhow::Context as _;
+use options::Wanted;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -76,9 +78,32 @@ pub(super) struct CreateArgs {
     #[arg(long, value_name = "ID")]
     blob_id: Option<String>,
 
-    /// Bytes in a chunk: a power of two from 0x1000 to 0x1000000
-    #[arg(long, value_name = "SIZE", default_value = "0x100000", value_parser = size::parse)]
-    chunk_size: u64,
+    /// Size of the layer, hexadecimal; for estargztoc-ref [default: derived from the index]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_hex)]
+    blob_data_size: Option<u64>,
+
+    /// Also write the chunk info to FILE, as a cache keeps it (ID.blob.meta); for estargztoc-ref
+    #[arg(long, value_name = "FILE")]
+    blob_meta: Option<PathBuf>,
+
+    /// File offset at which the data starts in the blob; what is before it is zeros
+    #[arg(long, value_name = "BYTES", default_value = "0", hide = true)]
+    blob_offset: u64,
+
+    /// Existing directory to write cache files to in place of a blob: ID.blob.data and ID.blob.meta
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["blob", "blob_dir", "blob_inline_meta", "compressor", "encrypt", "batch_size"])]
+    blob_cache_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    backend: BackendArgs,
+
+    /// Configuration file of rafsd or nydusd with a backend; or, older form, the numbers of a compaction of the parent
+    #[arg(short = 'C', long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Bytes in a chunk: a power of two from 0x1000 to 0x1000000 [default: 0x100000; estargztoc-ref: 0x400000]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    chunk_size: Option<u64>,
 
     /// v6: compress chunks of files smaller than half of this together; 0, or a power of two up to the chunk size
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
@@ -88,13 +113,13 @@ pub(super) struct CreateArgs {
     #[arg(short = 'E', long)]
     encrypt: bool,
 
-    /// How chunks are stored
-    #[arg(long, value_name = "NAME", default_value = "zstd")]
-    compressor: CompressorArg,
+    /// How chunks are stored [default: zstd]
+    #[arg(long, value_name = "NAME")]
+    compressor: Option<CompressorArg>,
 
-    /// How chunks are named and verified
-    #[arg(long, value_name = "NAME", default_value = "blake3")]
-    digester: DigesterArg,
+    /// How chunks are named and verified [default: blake3]
+    #[arg(long, value_name = "NAME")]
+    digester: Option<DigesterArg>,
 
     /// RAFS version of the image
     #[arg(short = 'v', long, value_name = "VERSION", default_value = "6")]
@@ -124,91 +149,26 @@ pub(super) struct CreateArgs {
     #[arg(short = 'J', long, value_name = "FILE")]
     output_json: Option<PathBuf>,
 
+    /// Accepted for compatibility; chunks always have a CRC-32C
+    #[arg(long, hide = true)]
+    crc: bool,
+
     /// Accepted for compatibility; a build is always checked
     #[arg(long, hide = true)]
     disable_check: bool,
 }
 
-/// Kinds of sources that are built, and names of those that are not.
-#[derive(Clone, Copy, Debug)]
-enum SourceType {
-    Directory,
-    Tar,
-    TarGz,
-    Estargz,
-    Reference,
-    EstargzReference,
-    Tarfs,
-}
-
-impl clap::ValueEnum for SourceType {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[
-            Self::Directory,
-            Self::Tar,
-            Self::TarGz,
-            Self::Estargz,
-            Self::Reference,
-            Self::EstargzReference,
-            Self::Tarfs,
-        ]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Directory => {
-                PossibleValue::new("dir-rafs").alias("directory").help("a directory tree (also: directory)")
-            }
-            Self::Tar => PossibleValue::new("tar-rafs").help("a tar archive; gzip and zstd are recognised"),
-            Self::TarGz => PossibleValue::new("targz-rafs").help("the same"),
-            Self::Estargz => PossibleValue::new("estargz-rafs").help("the same, for eStargz layers"),
-            Self::Reference => PossibleValue::new("targz-ref")
-                .help("a tar.gz layer that stays as it is; the blob is an index into it"),
-            Self::EstargzReference => PossibleValue::new("estargz-ref").help("the same, for eStargz layers"),
-            Self::Tarfs => PossibleValue::new("tar-tarfs")
-                .help("a plain tar archive that is read in place; no blob is written"),
-        })
-    }
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum CompressorArg {
-    None,
-    #[value(name = "lz4_block")]
-    Lz4Block,
-    Zstd,
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum DigesterArg {
-    Blake3,
-    Sha256,
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum VersionArg {
-    #[value(name = "5")]
-    V5,
-    #[value(name = "6")]
-    V6,
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum WhiteoutArg {
-    Oci,
-    Overlayfs,
-    None,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum FeatureArg {
-    BlobToc,
-}
-
 /// Runs the command.
 pub(super) fn run(args: &CreateArgs, bar: &Bar) -> anyhow::Result<()> {
-    let options = args.options()?;
+    let Wanted { build: mut options, compact } = args.wanted()?;
+    if let Some(compact) = compact
+        && let Some(report) = rebuild::compact(&compact).context("failed to compact the parent image")?
+    {
+        tracing::info!("the parent image is now {:?}", report.bootstrap);
+        options.parent = Some(report.bootstrap);
+    }
     let progress = Arc::new(Progress::default());
+    interrupt::watch(&progress)?;
     let shown = bar.show(&progress);
     let report = build::create(&options, &progress).context("failed to build the image")?;
     drop(shown);
@@ -222,97 +182,6 @@ pub(super) fn run(args: &CreateArgs, bar: &Bar) -> anyhow::Result<()> {
         report.blobs,
     );
     Ok(())
-}
-
-impl CreateArgs {
-    fn options(&self) -> anyhow::Result<CreateOptions> {
-        let (prefetch_policy, prefetch_patterns) = prefetch::read(self.prefetch_policy)?;
-        let source = match self.kind {
-            SourceType::Directory => SourceKind::Directory(self.source.clone()),
-            SourceType::Tarfs => SourceKind::Tarfs(self.source.clone()),
-            SourceType::Reference | SourceType::EstargzReference => {
-                SourceKind::TarReference(self.source.clone())
-            }
-            SourceType::Tar | SourceType::TarGz | SourceType::Estargz => SourceKind::Tar(self.source.clone()),
-        };
-        let blob = match (self.kind, &self.blob, &self.blob_dir) {
-            (SourceType::Tarfs, Some(_), _) => {
-                bail!("--blob cannot be used with --type tar-tarfs, which writes no blob")
-            }
-            (SourceType::Tarfs, None, _) => None,
-            (_, Some(file), _) => Some(BlobTarget::File(file.clone())),
-            (_, None, Some(dir)) => Some(BlobTarget::Directory(dir.clone())),
-            (_, None, None) => bail!("both --blob and --blob-dir are missing: say where the data blob goes"),
-        };
-        let bootstrap = match (&self.bootstrap, &self.blob_dir) {
-            _ if self.blob_inline_meta => BootstrapTarget::Inline,
-            (Some(file), _) => BootstrapTarget::File(file.clone()),
-            (None, Some(dir)) => BootstrapTarget::Directory(dir.clone()),
-            (None, None) => bail!("both --bootstrap and --blob-dir are missing: say where the metadata goes"),
-        };
-        let mut image = ImageOptions {
-            version: match self.fs_version {
-                VersionArg::V5 => Version::V5,
-                VersionArg::V6 => Version::V6,
-            },
-            compressor: match self.compressor {
-                CompressorArg::None => Compressor::None,
-                CompressorArg::Lz4Block => Compressor::Lz4Block,
-                CompressorArg::Zstd => Compressor::Zstd,
-            },
-            digester: match self.digester {
-                DigesterArg::Blake3 => Digester::Blake3,
-                DigesterArg::Sha256 => Digester::Sha256,
-            },
-            chunk_size: ChunkSize::new(self.chunk_size)?,
-            aligned_chunk: self.aligned_chunk,
-            batch_size: match self.batch_size {
-                0 => None,
-                bytes => Some(ChunkSize::new(bytes).context("--batch-size")?),
-            },
-            encrypt: self.encrypt,
-            repeatable: self.repeatable,
-            whiteout_spec: match self.whiteout_spec {
-                WhiteoutArg::Oci => WhiteoutSpec::Oci,
-                WhiteoutArg::Overlayfs => WhiteoutSpec::Overlayfs,
-                WhiteoutArg::None => WhiteoutSpec::None,
-            },
-            prefetch_policy,
-            prefetch_patterns,
-            ..ImageOptions::default()
-        };
-        if matches!(self.kind, SourceType::Tarfs) {
-            (image.compressor, image.digester) = (Compressor::None, Digester::Sha256);
-        }
-        if matches!(self.kind, SourceType::Reference | SourceType::EstargzReference) {
-            (image.compressor, image.digester) = (Compressor::Gzip, Digester::Sha256);
-        }
-        if let Some(threads) = self.threads {
-            image.threads = threads;
-        }
-        let blob_id = self.blob_id.clone().map(checked_id).transpose()?;
-        Ok(CreateOptions {
-            image,
-            source,
-            blob,
-            bootstrap,
-            blob_id,
-            parent: self.parent_bootstrap.clone().filter(|path| !path.as_os_str().is_empty()),
-            chunk_dict: self.chunk_dict.clone(),
-            toc: self.features.contains(&FeatureArg::BlobToc),
-        })
-    }
-}
-
-/// Blob ids become file names: no separators, nothing that means another directory.
-fn checked_id(id: String) -> anyhow::Result<String> {
-    if id.is_empty() || id.len() > 64 || id.contains(['/', '\0']) || id == "." || id == ".." {
-        bail!("--blob-id {id:?}: an id has 1 to 64 bytes, no slash, and is not . or ..");
-    }
-    if id.starts_with("sha256:") {
-        bail!("--blob-id {id:?}: leave out the prefix sha256:");
-    }
-    Ok(id)
 }
 
 fn write_json(options: &CreateOptions, report: &CreateReport, path: &std::path::Path) -> anyhow::Result<()> {

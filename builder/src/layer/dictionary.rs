@@ -2,11 +2,12 @@
 //!
 //! Owns: its chunks and blobs, finding one by digest. Does not own: when it is asked.
 
-use super::{ChunkPool, Compatible, Layer, load};
+use super::{Compatible, load};
 use crate::error::BuildError;
 use crate::pack::Chunk;
 use rafs::codec::{Digest, Digester};
-use rafs::image::BlobInfo;
+use rafs::image::{BlobInfo, FsVersion};
+use rafs::layout::chunk::ChunkRecord;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -26,17 +27,26 @@ impl Dictionary {
         if let Some(reason) = Compatible::of(&image).difference(target) {
             return Err(BuildError::Inconsistent { path: path.to_path_buf(), reason });
         }
-        let mut pool = ChunkPool::default();
-        let layer = Layer::load(&image, path, 0, &mut pool)?;
+        let blobs: Vec<BlobInfo> =
+            image.blobs().iter().map(|blob| load::as_part(blob, &image, path)).collect();
         let same = |chunk: &Chunk| {
-            layer.blobs.get(chunk.blob as usize).is_some_and(|blob| blob.digester == digester)
+            blobs.get(chunk.blob as usize).is_some_and(|blob| blob.digester == digester)
                 && chunk.digest != Digest::default()
+                && chunk.uncompressed_size > 0
         };
         let mut chunks = HashMap::new();
-        for chunk in pool.chunks.into_iter().filter(same) {
-            chunks.entry((chunk.digest, chunk.uncompressed_size)).or_insert(chunk);
+        // Only records count: the files of a generated dictionary are no files.
+        let mut take = |record: &ChunkRecord| {
+            let chunk = load::stored_part(record);
+            if same(&chunk) {
+                chunks.entry((chunk.digest, chunk.uncompressed_size)).or_insert(chunk);
+            }
+        };
+        match image.version() {
+            FsVersion::V5 => image.for_each_chunk_record(&mut take),
+            FsVersion::V6 => image.chunk_table().iter().for_each(take),
         }
-        Ok(Self { chunks, blobs: layer.blobs })
+        Ok(Self { chunks, blobs })
     }
 
     /// The chunk with this digest and plain size.

@@ -32,6 +32,8 @@ pub(crate) struct Layer {
     pub blobs: Vec<BlobInfo>,
     /// What others must agree with.
     pub compatible: Compatible,
+    /// What its prefetch table names, in order.
+    pub prefetch: Vec<NodeId>,
 }
 
 /// Opens the bootstrap at `path`.
@@ -59,15 +61,19 @@ impl Layer {
             addresses: HashMap::new(),
             names: HashMap::new(),
             directories: HashSet::new(),
+            prefetch: image.prefetch_list().into_iter().map(|number| (number.0, None)).collect(),
         };
         let tree = loader.tree()?;
+        loader.rest_of_stargz_blobs()?;
         let blobs = image.blobs().iter().map(|blob| as_part(blob, image, path)).collect();
-        Ok(Self { tree, blobs, compatible: Compatible::of(image) })
+        let named = image.prefetch_list().into_iter();
+        let prefetch = named.filter_map(|number| loader.prefetch.get(&number.0).copied().flatten()).collect();
+        Ok(Self { tree, blobs, compatible: Compatible::of(image), prefetch })
     }
 }
 
 /// A blob entry as it is in the table of another image: the bootstrap inside it is no longer this image's.
-fn as_part(blob: &BlobInfo, image: &Image, path: &Path) -> BlobInfo {
+pub(crate) fn as_part(blob: &BlobInfo, image: &Image, path: &Path) -> BlobInfo {
     let mut blob = blob.clone();
     if !blob.features.contains(BlobFeatures::INLINED_FS_META) {
         return blob;
@@ -97,6 +103,8 @@ struct Loader<'a> {
     /// First node of every regular file with several names.
     names: HashMap<u64, NodeId>,
     directories: HashSet<u64>,
+    /// First node of every inode in the prefetch table.
+    prefetch: HashMap<u64, Option<NodeId>>,
 }
 
 impl Loader<'_> {
@@ -111,6 +119,7 @@ impl Loader<'_> {
         let mut tree = Tree::new(Attributes::default());
         let attributes = self.attributes(&mut tree, &root).map_err(|e| self.corrupt(b"/", e))?;
         tree.node_mut(ROOT).attributes = attributes;
+        self.note_prefetch(&root, ROOT);
         let mut pending = vec![(root, ROOT)];
         while let Some((dir, node)) = pending.pop() {
             if !self.directories.insert(dir.number.0) {
@@ -141,6 +150,7 @@ impl Loader<'_> {
     ) -> Result<NodeId, BuildError> {
         let attributes = self.attributes(tree, inode).map_err(|e| self.corrupt(name, e))?;
         let node = tree.add(parent, name, attributes)?;
+        self.note_prefetch(inode, node);
         match inode.kind {
             FileKind::Symlink => {
                 let target = self.image.read_link(inode).map_err(|e| self.corrupt(name, e))?;
@@ -162,6 +172,12 @@ impl Loader<'_> {
         Ok(node)
     }
 
+    fn note_prefetch(&mut self, inode: &Inode, node: NodeId) {
+        if let Some(first) = self.prefetch.get_mut(&inode.number.0) {
+            first.get_or_insert(node);
+        }
+    }
+
     fn attributes(&self, tree: &mut Tree, inode: &Inode) -> Result<Attributes, String> {
         let text = |e: InodeError| e.to_string();
         let mut pairs = Vec::new();
@@ -179,6 +195,35 @@ impl Loader<'_> {
             size: if inode.kind == FileKind::Regular { inode.size } else { 0 },
             xattrs: tree.intern_xattrs(&mut pairs).map_err(|e| e.to_string())?,
         })
+    }
+
+    /// Chunks of legacy stargz blobs that no file uses: readers make the chunk info of such a blob from the records of
+    /// the image, so they must stay.
+    fn rest_of_stargz_blobs(&mut self) -> Result<(), BuildError> {
+        let image = self.image;
+        for record in image.chunk_table() {
+            let blob = image.blobs().get(record.blob_index.get() as usize);
+            let key = (record.blob_index.get(), u64::from(record.index.get()));
+            if blob.is_some_and(rafs::blob::is_legacy_stargz) && !self.addresses.contains_key(&key) {
+                let position = record.file_offset.get() / u64::from(image.chunk_size());
+                self.push(Chunk {
+                    uncompressed_size: record.uncompressed_size.get(),
+                    uncompressed_offset: record.uncompressed_offset.get(),
+                    index: record.index.get(),
+                    blob: self.first_blob + record.blob_index.get(),
+                    position: u32::try_from(position).unwrap_or_default(),
+                    ..stored_part(record)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, chunk: Chunk) -> Result<u32, BuildError> {
+        let at = u32::try_from(self.pool.chunks.len())
+            .map_err(|_| BuildError::Limit { what: "chunks in all layers", limit: u64::from(u32::MAX) })?;
+        self.pool.chunks.push(chunk);
+        Ok(at)
     }
 
     /// References of a file, with the chunks that no earlier file had.
@@ -226,21 +271,31 @@ impl Loader<'_> {
                 );
             }
         };
-        let at = u32::try_from(self.pool.chunks.len())
-            .map_err(|_| BuildError::Limit { what: "chunks in all layers", limit: u64::from(u32::MAX) })?;
-        self.pool.chunks.push(Chunk {
-            digest: record.digest,
-            compressed_offset: record.compressed_offset.get(),
+        let at = self.push(Chunk {
             uncompressed_offset: chunk.uncompressed_offset,
-            compressed_size: record.compressed_size.get(),
             uncompressed_size: chunk.uncompressed_size,
-            crc32c: record.crc32c.get(),
             index: chunk.chunk.0,
             blob: self.first_blob + chunk.blob.0,
             position,
-            flags: ChunkFlags::from_bits_truncate(record.flags.get()),
-        });
+            ..stored_part(&record)
+        })?;
         self.addresses.insert(key, at);
         Ok(at)
+    }
+}
+
+/// A chunk as its record has it; what places it in an image is for the caller to say.
+pub(crate) fn stored_part(record: &ChunkRecord) -> Chunk {
+    Chunk {
+        digest: record.digest,
+        compressed_offset: record.compressed_offset.get(),
+        uncompressed_offset: record.uncompressed_offset.get(),
+        compressed_size: record.compressed_size.get(),
+        uncompressed_size: record.uncompressed_size.get(),
+        crc32c: record.crc32c.get(),
+        index: record.index.get(),
+        blob: record.blob_index.get(),
+        position: 0,
+        flags: ChunkFlags::from_bits_truncate(record.flags.get()),
     }
 }

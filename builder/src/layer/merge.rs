@@ -232,8 +232,8 @@ impl Merge<'_> {
             blob.index = BlobIndex(at);
         }
         for chunk in &mut self.pool.chunks {
-            // Chunks that nothing uses keep a number that nothing reads.
-            chunk.blob = new_index[chunk.blob as usize].unwrap_or(0);
+            // Chunks of blobs that nothing uses get a number that no blob has.
+            chunk.blob = new_index[chunk.blob as usize].unwrap_or(u32::MAX);
         }
         self.blobs = kept;
         Ok(())

@@ -5,12 +5,14 @@
 
 mod compatible;
 mod dictionary;
+mod known;
 mod load;
 mod merge;
 mod overlay;
 
 pub(crate) use compatible::Compatible;
 pub(crate) use dictionary::Dictionary;
-pub(crate) use load::{ChunkPool, Layer, open};
+pub(crate) use known::{KnownChunks, Referred};
+pub(crate) use load::{ChunkPool, Layer, as_part, open, stored_part};
 pub use merge::{MergeOptions, MergeReport, OwnBlob, merge};
 pub(crate) use overlay::overlay;

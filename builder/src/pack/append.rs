@@ -36,6 +36,8 @@ pub(crate) struct PackSettings {
     pub batch_size: u32,
     /// Blobs of the parent image, whose entries come first in the table.
     pub first_blob: u32,
+    /// Where the data starts in the blob file.
+    pub start: u64,
     /// Key to encrypt everything stored with.
     pub cipher: Option<CipherKey>,
     /// Threads.
@@ -57,6 +59,7 @@ impl PackSettings {
             chunks_max,
             batch_size: options.batch_size.map_or(0, ChunkSize::get),
             first_blob: 0,
+            start: 0,
             cipher: None,
             threads: options.threads,
         }
@@ -114,7 +117,8 @@ impl<'a> Appender<'a> {
         progress: &'a Progress,
     ) -> Self {
         let cipher = settings.cipher.as_ref().map(Cipher::new);
-        Self { settings, cipher, blob, progress, packed: Packed { references, ..Packed::default() } }
+        let packed = Packed { references, compressed_end: settings.start, ..Packed::default() };
+        Self { settings, cipher, blob, progress, packed }
     }
 
     /// Takes the next task's result.

@@ -7,13 +7,15 @@ use super::blob_file::BlobFile;
 use super::chunk::Chunk;
 use crate::error::BuildError;
 use rafs::codec::{self, Cipher, Compressor};
-use rafs::image::ChunkInfoLocation;
+use rafs::image::{BlobInfo, ChunkInfoLocation};
 use rafs::layout::blob::{
     BlobFeatures, CI_MAGIC, ChunkInfoHeader, ChunkInfoV1, ChunkInfoV2, ChunkInfoV2Flags, ZranContext,
 };
 use rafs::layout::chunk::ChunkFlags;
 use zerocopy::{FromZeros, IntoBytes};
 
+/// A table in a cache file ends at a multiple of so many bytes.
+const CACHE_ALIGNMENT: usize = 4096;
 /// Largest compressed offset that a chunk info can hold.
 const COMPRESSED_OFFSET_MAX: u64 = (1 << 40) - 1;
 /// Largest uncompressed offset, by the limit of the blob table.
@@ -110,6 +112,35 @@ impl Table {
         })
     }
 
+    /// The table in the form of a cache's `ID.blob.meta`: plain, padded to 4096, and the header that belongs to `blob`.
+    pub(crate) fn cache_file(&self, blob: &BlobInfo) -> Vec<u8> {
+        let mut file = self.bytes.clone();
+        file.resize(file.len().next_multiple_of(CACHE_ALIGNMENT), 0);
+        if let Some(location) = blob.chunk_info {
+            file.extend_from_slice(self.header(&location, blob.features).as_bytes());
+        }
+        file
+    }
+
+    fn header(&self, location: &ChunkInfoLocation, features: BlobFeatures) -> ChunkInfoHeader {
+        let mut header = ChunkInfoHeader::new_zeroed();
+        header.magic = CI_MAGIC.into();
+        header.features = features.bits().into();
+        header.ci_compressor = location.compressor.number().into();
+        header.chunk_count = self.chunk_count.into();
+        header.ci_offset = location.offset.into();
+        header.ci_compressed_size = location.compressed_size.into();
+        header.ci_uncompressed_size = location.uncompressed_size.into();
+        if self.contexts > 0 {
+            let size = self.context_bytes;
+            header.context_offset = ((self.bytes.len() - size) as u64).into();
+            header.context_size = (size as u64).into();
+            header.context_count = u32::try_from(self.contexts).unwrap_or_default().into();
+        }
+        header.magic2 = CI_MAGIC.into();
+        header
+    }
+
     /// The plain table.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -146,21 +177,7 @@ pub(crate) fn write(
         uncompressed_size: table.bytes.len() as u64,
         compressor: ci_compressor,
     };
-    let mut header = ChunkInfoHeader::new_zeroed();
-    header.magic = CI_MAGIC.into();
-    header.features = features.bits().into();
-    header.ci_compressor = ci_compressor.number().into();
-    header.chunk_count = table.chunk_count.into();
-    header.ci_offset = location.offset.into();
-    header.ci_compressed_size = location.compressed_size.into();
-    header.ci_uncompressed_size = location.uncompressed_size.into();
-    if table.contexts > 0 {
-        let size = table.context_bytes;
-        header.context_offset = ((table.bytes.len() - size) as u64).into();
-        header.context_size = (size as u64).into();
-        header.context_count = u32::try_from(table.contexts).unwrap_or_default().into();
-    }
-    header.magic2 = CI_MAGIC.into();
+    let header = table.header(&location, features);
     blob.write(stored)?;
     let mut stored_header = header.as_bytes().to_vec();
     if let Some(cipher) = cipher {

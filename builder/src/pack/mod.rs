@@ -18,7 +18,8 @@ mod table;
 mod tail;
 mod worker;
 
-pub(crate) use append::{NewBlob, PackSettings, Packed};
+pub(crate) use append::{CHUNK_ALIGNMENT, NewBlob, PackSettings, Packed};
+pub(crate) use batch::{BatchPlace, Batches};
 pub(crate) use blob_file::BlobFile;
 pub(crate) use chunk::Chunk;
 pub(crate) use chunk_info::Table as ChunkInfoTable;

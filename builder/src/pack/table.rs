@@ -80,8 +80,11 @@ impl ChunkTable {
     pub(crate) fn insert(&mut self, chunk: Chunk) -> Option<u32> {
         let at = u32::try_from(self.chunks.len()).ok().filter(|at| *at < u32::MAX)?;
         self.claims.remove(&(chunk.digest, chunk.uncompressed_size));
-        let chunks = &self.chunks;
-        self.by_digest.insert_unique(hash(&chunk.digest), at, |at| hash(&chunks[*at as usize].digest));
+        // Chunks without a digest are told apart by nothing: none is found again.
+        if chunk.digest != Digest::default() {
+            let chunks = &self.chunks;
+            self.by_digest.insert_unique(hash(&chunk.digest), at, |at| hash(&chunks[*at as usize].digest));
+        }
         self.chunks.push(chunk);
         Some(at)
     }

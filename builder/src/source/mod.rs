@@ -4,15 +4,17 @@
 //! happens to the data, which is `pack`'s.
 
 mod directory;
-mod extents;
-mod listing;
+pub(crate) mod extents;
+pub(crate) mod listing;
 mod piece;
-mod tar;
+pub(crate) mod stargz;
+pub(crate) mod tar;
 mod whiteout;
 
 pub(crate) use directory::DirectorySource;
 pub(crate) use piece::{Expected, Input, Piece, ReadError, Task};
 
+pub use stargz::StargzIndex;
 pub(crate) use tar::{Reference, ReferenceChunk, TarIndex, TarSource};
 
 use crate::error::BuildError;

@@ -7,10 +7,12 @@
 mod arena;
 mod index;
 mod order;
+mod paths;
 mod xattr;
 
 pub(crate) use index::NameIndex;
 pub(crate) use order::Order;
+pub(crate) use paths::Paths;
 pub(crate) use xattr::{XattrError, XattrSet, XattrSetId, split_name};
 
 use crate::error::BuildError;

@@ -1,9 +1,12 @@
 //! What the builder's integration tests share: a nasty source tree, and independent readers of results.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic, clippy::expect_used)]
 
+pub mod browser;
 pub mod data;
 pub mod expected;
+pub mod read;
 pub mod source;
+pub mod tar;
 
 use rafs_builder::{
     BlobTarget, BootstrapTarget, CreateOptions, CreateReport, ImageOptions, Progress, SourceKind,
@@ -39,6 +42,7 @@ pub fn options(source: &Path, out: &Path, image: ImageOptions) -> CreateOptions 
         parent: None,
         chunk_dict: None,
         toc: false,
+        data_offset: 0,
     }
 }
 

@@ -1,15 +1,17 @@
 //! Blobs from afar: stores behind HTTP.
 //!
 //! Owns: HTTP itself (connections, proxies, retries, lengths), registries and their tokens, object stores and their
-//! signatures. Does not own: what the bytes mean, whether they are right (the reader verifies), caches,
-//! configuration files. Everything that servers say is hostile: lengths are checked, bodies bounded, and credentials go
-//! to nobody but those who were configured or named by them.
+//! signatures, the sections of configuration files that name a store. Does not own: what the bytes mean, whether they
+//! are right (the reader verifies), caches, the rest of configuration files. Everything that servers say is hostile:
+//! lengths are checked, bodies bounded, and credentials go to nobody but those who were configured or named by them.
 
 mod answer;
+mod backend;
 mod bucket;
 mod client;
 mod clock;
 mod endpoint;
+mod environment;
 mod error;
 mod failure;
 mod identity;
@@ -27,6 +29,8 @@ mod s3;
 mod store;
 mod urls;
 
+pub use backend::{Backend, LocalDisk, LocalFs};
+pub use environment::Environment;
 pub use error::NetError;
 pub use metrics::{LATENCY_BUCKETS_MS, NetCounters};
 pub use options::{

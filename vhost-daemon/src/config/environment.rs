@@ -1,62 +1,20 @@
 //! What environment variables add to a configuration.
 
-use super::{Backend, Config};
-use rafs_net::{Secret, headers_from_env};
-use std::path::PathBuf;
-
-/// Variables that matter to backends.
-#[derive(Debug, Default)]
-pub struct Environment {
-    /// `IMAGE_PULL_AUTH`: base64 of `user:password`, in place of a registry's `auth`.
-    pub pull_auth: Option<Secret>,
-    /// `NYDUS_HEADER_<Name>`: sent with each request.
-    pub headers: Vec<(String, String)>,
-    /// `DOCKER_CONFIG`, or `.docker` below `HOME`.
-    pub docker_config: Option<PathBuf>,
-}
-
-impl Environment {
-    /// Those of this process. Names and values that are no UTF-8 do not count.
-    #[must_use]
-    pub fn of_process() -> Self {
-        let vars =
-            std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)));
-        Self::from_vars(vars.collect())
-    }
-
-    fn from_vars(vars: Vec<(String, String)>) -> Self {
-        let var = |name: &str| vars.iter().find(|(n, v)| n == name && !v.is_empty()).map(|(_, v)| v.as_str());
-        Self {
-            pull_auth: var("IMAGE_PULL_AUTH").and_then(Secret::new),
-            docker_config: var("DOCKER_CONFIG")
-                .map(PathBuf::from)
-                .or_else(|| var("HOME").map(|home| PathBuf::from(home).join(".docker"))),
-            headers: headers_from_env(vars.into_iter()),
-        }
-    }
-}
+use super::Config;
+pub use rafs_net::Environment;
 
 impl Config {
     /// Adds what the environment says.
     pub fn apply(&mut self, environment: &Environment) {
-        let http = match &mut self.backend {
-            Backend::LocalFs(_) | Backend::LocalDisk(_) => return,
-            Backend::Registry(registry, http) => {
-                if environment.pull_auth.is_some() {
-                    registry.auth.clone_from(&environment.pull_auth);
-                }
-                registry.docker_config.clone_from(&environment.docker_config);
-                http
-            }
-            Backend::S3(_, http) | Backend::Oss(_, http) | Backend::HttpProxy(_, http) => http,
-        };
-        http.headers.clone_from(&environment.headers);
+        self.backend.apply(environment);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Backend;
+    use rafs_net::Secret;
 
     #[test]
     fn variables_reach_the_registry() {

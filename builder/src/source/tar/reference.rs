@@ -78,6 +78,7 @@ impl TarSource {
         let mut contexts = Contexts::default();
         let mut buffer = Vec::new();
         loop {
+            self.progress.check()?;
             if let Some((_, size, position)) = self.current.take() {
                 let chunk_size = u64::from(self.chunk_size.get());
                 let len = (size - u64::from(position) * chunk_size).min(chunk_size);

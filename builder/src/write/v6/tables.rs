@@ -4,6 +4,7 @@
 
 use super::{AREA_ALIGNMENT, Layout, Model, Writer, align_area};
 use crate::error::BuildError;
+use crate::pack::Chunk;
 use rafs::image::{BlobInfo, MetaBlob};
 use rafs::layout::SuperFlags;
 use rafs::layout::blob::{BlobFeatures, cipher};
@@ -70,13 +71,22 @@ fn chunk_order(model: &Model<'_>) -> Vec<u32> {
             }
         }
     }
+    // Readers of a legacy stargz blob make its chunk info from these records: none may be missing.
+    let stargz: Vec<bool> = model.blobs.iter().map(rafs::blob::is_legacy_stargz).collect();
+    if stargz.contains(&true) {
+        for (used, chunk) in used.iter_mut().zip(model.chunks) {
+            *used |= stargz.get(chunk.blob as usize) == Some(&true);
+        }
+    }
+    // Chunks without a digest are told apart by their numbers, except in a tar, whose readers look up none.
+    let number = |chunk: &Chunk| if chunk.digest == [0; 32] && !model.tarfs { chunk.index } else { 0 };
     let key = |at: &u32| {
         let chunk = &model.chunks[*at as usize];
-        (chunk.digest, chunk.blob, chunk.index)
+        (chunk.digest, chunk.blob, number(chunk), chunk.index)
     };
     let mut order: Vec<u32> = (0..).zip(&used).filter_map(|(at, used)| used.then_some(at)).collect();
     order.sort_unstable_by_key(key);
-    order.dedup_by_key(|at| (key(at).0, key(at).1));
+    order.dedup_by_key(|at| (key(at).0, key(at).1, key(at).2));
     order
 }
 

@@ -2,16 +2,17 @@
 //!
 //! Owns: every key of them, checked and with its default. Does not own: which version of file they stood in.
 
-use super::ConfigError;
-use rafs_net::{
-    HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, OssOptions, ProxyOptions, RegistryOptions,
-    S3Options, Scheme, Secret,
+use crate::{
+    Environment, HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, NetError, NetRuntime, NetStore,
+    OssOptions, ProxyOptions, RegistryOptions, S3Options, Scheme, Secret,
 };
+use rafs::store::{LocalFsOptions, Store};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where blobs come from.
@@ -29,6 +30,21 @@ pub enum Backend {
     Oss(Box<OssOptions>, Box<HttpOptions>),
     /// Any HTTP server, or a unix socket.
     HttpProxy(HttpProxyOptions, Box<HttpOptions>),
+}
+
+impl Backend {
+    /// The type as configurations name it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::LocalFs(_) => "localfs",
+            Self::LocalDisk(_) => "localdisk",
+            Self::Registry(..) => "registry",
+            Self::S3(..) => "s3",
+            Self::Oss(..) => "oss",
+            Self::HttpProxy(..) => "http-proxy",
+        }
+    }
 }
 
 /// The `localfs` backend's keys.
@@ -125,26 +141,81 @@ struct HttpProxy {
     path: Option<String>,
 }
 
-/// Whether there is such a type.
-pub(super) fn is_known(kind: &str) -> bool {
-    ["localfs", "localdisk", "registry", "oss", "s3", "http-proxy"].contains(&kind)
-}
-
-fn invalid(text: impl Into<String>) -> ConfigError {
-    ConfigError::Invalid(text.into())
+fn invalid(text: impl Into<String>) -> NetError {
+    NetError::Config(text.into())
 }
 
 fn filled(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.trim().is_empty())
 }
 
-/// Reads the section of a backend. What has no effect is put into `remarks`.
-pub(super) fn parse(kind: &str, section: &Value, remarks: &mut Vec<String>) -> Result<Backend, ConfigError> {
+impl Backend {
+    /// Whether there is such a type.
+    #[must_use]
+    pub fn is_known(kind: &str) -> bool {
+        ["localfs", "localdisk", "registry", "oss", "s3", "http-proxy"].contains(&kind)
+    }
+
+    /// Reads the section of a backend of type `kind`. What has no effect is put into `remarks`, a sentence each.
+    ///
+    /// # Errors
+    /// [`NetError::Config`]: a key is missing, or has a value that cannot be honoured.
+    pub fn parse(kind: &str, section: &Value, remarks: &mut Vec<String>) -> Result<Self, NetError> {
+        parse(kind, section, remarks)
+    }
+
+    /// Adds what the environment says.
+    pub fn apply(&mut self, environment: &Environment) {
+        let http = match self {
+            Self::LocalFs(_) | Self::LocalDisk(_) => return,
+            Self::Registry(registry, http) => {
+                if environment.pull_auth.is_some() {
+                    registry.auth.clone_from(&environment.pull_auth);
+                }
+                registry.docker_config.clone_from(&environment.docker_config);
+                http
+            }
+            Self::S3(_, http) | Self::Oss(_, http) | Self::HttpProxy(_, http) => http,
+        };
+        http.headers.clone_from(&environment.headers);
+    }
+
+    /// Opens the store that this speaks of. Network stores own their threads, which end with them.
+    ///
+    /// # Errors
+    /// [`NetError`]: the options cannot be honoured, or a local place is not there.
+    pub fn open(&self) -> Result<Arc<dyn Store>, NetError> {
+        let local = |e: rafs::store::StoreError| NetError::Config(e.to_string());
+        Ok(match self {
+            Self::LocalFs(LocalFs { dir, blob_file, alt_dirs }) => {
+                let (dir, alt_dirs, blob_file) = (dir.clone(), alt_dirs.clone(), blob_file.clone());
+                let options = LocalFsOptions { dir, alt_dirs, blob_file };
+                Arc::new(rafs::store::LocalFs::new(options).map_err(local)?)
+            }
+            Self::LocalDisk(disk) => {
+                let opened = rafs::store::LocalDisk::new(&disk.device_path, disk.disable_gpt);
+                Arc::new(opened.map_err(local)?)
+            }
+            Self::Registry(options, http) => {
+                Arc::new(NetStore::registry(&NetRuntime::start()?, options, http)?)
+            }
+            Self::S3(options, http) => Arc::new(NetStore::s3(&NetRuntime::start()?, options, http)?),
+            Self::Oss(options, http) => Arc::new(NetStore::oss(&NetRuntime::start()?, options, http)?),
+            Self::HttpProxy(options, http) => {
+                Arc::new(NetStore::http_proxy(&NetRuntime::start()?, options, http)?)
+            }
+        })
+    }
+}
+
+fn parse(kind: &str, section: &Value, remarks: &mut Vec<String>) -> Result<Backend, NetError> {
     match kind {
         "localfs" => {
-            let localfs: LocalFs = keys(kind, section)?;
-            let empty = |p: &Option<PathBuf>| p.as_ref().is_none_or(|p| p.as_os_str().is_empty());
-            if empty(&localfs.dir) && empty(&localfs.blob_file) {
+            let mut localfs: LocalFs = keys(kind, section)?;
+            for path in [&mut localfs.dir, &mut localfs.blob_file] {
+                *path = path.take().filter(|p| !p.as_os_str().is_empty());
+            }
+            if localfs.dir.is_none() && localfs.blob_file.is_none() {
                 return Err(invalid("backend localfs needs \"dir\" or \"blob_file\""));
             }
             Ok(Backend::LocalFs(localfs))
@@ -227,11 +298,11 @@ pub(super) fn parse(kind: &str, section: &Value, remarks: &mut Vec<String>) -> R
     }
 }
 
-fn keys<T: DeserializeOwned>(kind: &str, section: &Value) -> Result<T, ConfigError> {
+fn keys<T: DeserializeOwned>(kind: &str, section: &Value) -> Result<T, NetError> {
     T::deserialize(section).map_err(|e| invalid(format!("backend {kind}: {e}")))
 }
 
-fn scheme(kind: &str, text: Option<&str>) -> Result<Scheme, ConfigError> {
+fn scheme(kind: &str, text: Option<&str>) -> Result<Scheme, NetError> {
     match text {
         None | Some("" | "https") => Ok(Scheme::Https),
         Some("http") => Ok(Scheme::Http),
@@ -239,7 +310,7 @@ fn scheme(kind: &str, text: Option<&str>) -> Result<Scheme, ConfigError> {
     }
 }
 
-fn key_pair(kind: &str, bucket: &Bucket) -> Result<Option<KeyPair>, ConfigError> {
+fn key_pair(kind: &str, bucket: &Bucket) -> Result<Option<KeyPair>, NetError> {
     let secret = |text: &Option<String>| text.as_deref().and_then(Secret::new);
     match (secret(&bucket.access_key_id), secret(&bucket.access_key_secret)) {
         (Some(id), Some(secret)) => Ok(Some(KeyPair { id, secret })),
@@ -259,7 +330,7 @@ fn limit(seconds: Option<u64>, default: Option<Duration>) -> Option<Duration> {
     }
 }
 
-fn http(kind: &str, common: Common, remarks: &mut Vec<String>) -> Result<HttpOptions, ConfigError> {
+fn http(kind: &str, common: Common, remarks: &mut Vec<String>) -> Result<HttpOptions, NetError> {
     let default = HttpOptions::default();
     let deadline = match common.deadline {
         None => default.deadline,
