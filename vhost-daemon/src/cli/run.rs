@@ -1,6 +1,6 @@
 //! From a command line to a running daemon, and to its end.
 
-use super::{Cli, Command, ConfigCommand, VirtiofsArgs, check, ctl, fuse, serve};
+use super::{Cli, Command, ConfigCommand, VirtiofsArgs, cache, check, ctl, fuse, serve};
 use crate::daemon::Devices;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
@@ -16,6 +16,7 @@ pub fn run(cli: Cli, ignored: &[String]) -> anyhow::Result<()> {
         Command::Virtiofs(args) => virtiofs(&args, ignored),
         Command::Fuse(args) => fuse::run(&args, ignored),
         Command::Config(ConfigCommand::Check { file }) => check::run(&file),
+        Command::Cache(command) => cache::run(&command),
         Command::Ctl(args) => ctl::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rafsd", &mut std::io::stdout());

@@ -8,7 +8,7 @@ use crate::api::{ApiServer, App};
 use crate::config::{Config, Environment};
 use crate::daemon::{Daemon, Devices, FsKind, Identity, MountConfig, MountRequest, StartupConfig, Version};
 use crate::log_level::LogControl;
-use crate::mounts::MountPath;
+use crate::mounts::{MountPath, Traces};
 use crate::notify;
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -31,6 +31,7 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
     if let Some(sentence) = common.refused() {
         bail!(sentence);
     }
+    let traces = Traces::open(common.record_trace.as_deref(), common.prefetch_trace.as_deref())?;
     let log = logging::start(
         common.log_level,
         common.log_format,
@@ -47,7 +48,9 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
         id: common.id.clone(),
         supervisor: common.supervisor.clone(),
     };
-    Ok(Start { daemon: Arc::new(Daemon::new(identity)?), log, signals })
+    let daemon = Arc::new(Daemon::new(identity)?);
+    daemon.storage().set_traces(traces);
+    Ok(Start { daemon, log, signals })
 }
 
 /// The mount that the command line asks for, if it does. What it names is checked, not opened.
