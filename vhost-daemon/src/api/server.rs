@@ -219,9 +219,7 @@ async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Res
             let body = body.to_bytes().to_vec();
             run(shared, Request { method, path, query, body }).await
         }
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
-            too_large("unknown")
-        }
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => too_large("unknown"),
         Err(_) => Answer::bad_request(),
     };
     tracing::debug!("---> {}", answer.status);
