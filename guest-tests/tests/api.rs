@@ -340,6 +340,34 @@ fn bodies_and_heads_out_of_nowhere() {
     assert!(!daemon.process.output().contains("panic"), "{}", daemon.process.output());
 }
 
+#[test]
+fn the_dashboard_asks_for_what_there_is() {
+    let daemon = ApiDaemon::start(&[]).unwrap();
+    let case = case("v6-zstd-blake3");
+    assert_eq!(mount(&daemon, "POST", "/app", &case), 204);
+    let page = daemon.call("GET", "/metrics", None).unwrap().body;
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok_and(f64::is_finite) && !name.is_empty(), "{line}");
+    }
+    let path = guest_tests::support::binaries::workspace().join("configs/grafana-dashboard.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut asked = 0;
+    for target in
+        dashboard["panels"].as_array().unwrap().iter().flat_map(|p| p["targets"].as_array().unwrap())
+    {
+        let expr = target["expr"].as_str().unwrap();
+        for word in expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            if word.starts_with("rafsd_") || word.starts_with("process_") {
+                let family = word.trim_end_matches("_bucket");
+                assert!(page.contains(&format!("# TYPE {family} ")), "{word}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 10);
+}
+
 /// Whether a value is what a schema of docs/openapi.json says; `$ref`s are not used there.
 fn fits(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
     if value.is_null() && schema["nullable"] == json!(true) {

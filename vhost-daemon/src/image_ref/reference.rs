@@ -41,9 +41,11 @@ impl FromStr for Reference {
         };
         let host =
             if matches!(host, "docker.io" | "index.docker.io") { "registry-1.docker.io" } else { host };
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let segment = |s: &str| {
-            !s.is_empty()
-                && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+            s.bytes().all(|b| plain(b) || b"._-".contains(&b))
+                && s.bytes().next().is_some_and(plain)
+                && s.bytes().next_back().is_some_and(plain)
         };
         if repo.len() > 255 || !repo.split('/').all(segment) || name.is_empty() {
             return Err(bad());
