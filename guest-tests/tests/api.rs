@@ -341,6 +341,36 @@ fn bodies_and_heads_out_of_nowhere() {
 }
 
 #[test]
+fn a_second_guest_costs_little_and_fetches_nothing_again() {
+    let daemon = ApiDaemon::start(&["--sock", "second.sock"]).unwrap();
+    let case = case("v6-large-files");
+    assert_eq!(mount(&daemon, "POST", "/app", &case), 204);
+    let read_all = |socket: &str| {
+        let mut guest = client(&daemon.path(socket));
+        for (path, entry) in case.expected.iter().filter(|(_, e)| e.size.is_some_and(|size| size > 0)) {
+            let node = guest.resolve(&[b"/app".as_slice(), path].concat()).unwrap().node;
+            let size = entry.size.unwrap();
+            for offset in (0..size).step_by(1 << 20) {
+                guest.read(node, 0, offset, 1 << 20).unwrap();
+            }
+        }
+        guest
+    };
+    let metric = |name: &str| -> u64 {
+        let page = daemon.call("GET", "/metrics", None).unwrap().body;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        line.parse().unwrap()
+    };
+    let first = read_all("fs.sock");
+    let (misses, before) = (metric("rafsd_cache_misses_total "), daemon.process.usage().unwrap());
+    let second = read_all("second.sock");
+    let after = daemon.process.usage().unwrap();
+    assert_eq!(metric("rafsd_cache_misses_total "), misses, "a chunk is fetched once");
+    assert!(after.anon_kib < before.anon_kib + 4096, "{before:?} {after:?}");
+    drop((first, second));
+}
+
+#[test]
 fn the_dashboard_asks_for_what_there_is() {
     let daemon = ApiDaemon::start(&[]).unwrap();
     let case = case("v6-zstd-blake3");
