@@ -64,6 +64,9 @@ pub struct ReaderOptions {
     /// Most stored bytes that are fetched beside what is asked for, from stores that are far away, where that is likely to
     /// be read soon; 0: none. Default 1 MiB.
     pub amplify: u32,
+    /// Most bytes of data in the cache directory; chunks that were not read for a while are taken away for others. 0: no
+    /// limit. Default 0.
+    pub cache_limit: u64,
     /// Where chunks are written when they are read first.
     pub trace: Option<Arc<TraceRecorder>>,
 }
@@ -78,6 +81,7 @@ impl Default for ReaderOptions {
             memory_limit,
             deadline: Duration::from_secs(30),
             amplify: 1 << 20,
+            cache_limit: 0,
             trace: None,
         }
     }

@@ -36,7 +36,7 @@ pub struct EngineMetrics {
     pub prefetched_bytes: u64,
     /// Units whose data did not match its digest.
     pub damaged_units: u64,
-    /// Bytes that were taken away from caches to stay below their limit.
+    /// Bytes that were taken away from cache files in use to stay below their limit.
     pub evicted_bytes: u64,
     /// Units that were served but not cached in a file.
     pub uncached_units: u64,
@@ -119,7 +119,6 @@ pub(super) struct Metrics {
     pub guessed_bytes: AtomicU64,
     pub prefetched_bytes: AtomicU64,
     pub damaged_units: AtomicU64,
-    pub evicted_bytes: AtomicU64,
     pub uncached_units: AtomicU64,
     stores: Mutex<Vec<Arc<StoreCounters>>>,
 }
@@ -189,7 +188,7 @@ impl Metrics {
             guessed_bytes: get(&self.guessed_bytes),
             prefetched_bytes: get(&self.prefetched_bytes),
             damaged_units: get(&self.damaged_units),
-            evicted_bytes: get(&self.evicted_bytes),
+            evicted_bytes: 0,
             uncached_units: get(&self.uncached_units),
             stores: stores.iter().map(|s| s.snapshot()).collect(),
         }

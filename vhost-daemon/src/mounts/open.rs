@@ -4,7 +4,7 @@
 
 use super::backend::Backend as _;
 use super::pseudo::hash;
-use super::{IdShift, RafsMount, RafsMountOptions, Storage, stores};
+use super::{IdShift, RafsMount, RafsMountOptions, Storage, prefetch, stores};
 use crate::config::Config;
 use rafs::image::{CheckOptions, Image, ImageError};
 use rafs::reader::ReaderOptions;
@@ -58,7 +58,7 @@ pub struct OpenedRafs {
 ///
 /// See [`OpenError`].
 pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, OpenError> {
-    let RafsSource { bootstrap, config, .. } = source;
+    let RafsSource { bootstrap, config, prefetch_files } = source;
     let image = Arc::new(Image::open(bootstrap)?);
     let identity = identity(bootstrap, &image);
     if config.rafs.validate || config.cache.validate {
@@ -70,8 +70,12 @@ pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, O
     if !config.verify {
         tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
     }
+    let traces = storage.traces();
     let options = ReaderOptions {
         verify: config.verify,
+        cache_limit: config.cache.max_bytes,
+        amplify: u32::try_from(config.rafs.amplify_io).unwrap_or(u32::MAX),
+        trace: traces.record.clone(),
         cache_dir: config.cache.dir.clone(),
         deadline: opened.deadline,
         ..ReaderOptions::default()
@@ -81,6 +85,9 @@ pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, O
         reader.check_blobs().map_err(|e| OpenError::Store(e.into()))?;
     } else {
         reader.warm();
+    }
+    if let Some(prefetch) = prefetch::of_mount(config, prefetch_files, &traces) {
+        reader.prefetch(prefetch).map_err(|e| OpenError::Store(e.into()))?;
     }
     let options = RafsMountOptions { index: 1, xattr: config.rafs.xattr, timeout: TIMEOUT };
     let ids = config.rafs.id_mapping.map(|m| IdShift { from: m.internal, to: m.external, count: m.range });

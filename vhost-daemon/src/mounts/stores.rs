@@ -1,5 +1,6 @@
 //! From a configuration to the store it speaks of.
 
+use super::Traces;
 use crate::config::{Backend, LocalFs};
 use anyhow::Context;
 use rafs::reader::{Engine, EngineOptions, ReaderError, ReaderOptions};
@@ -26,6 +27,7 @@ pub struct Storage {
     engine: Arc<Engine>,
     /// Threads for network traffic, once there is any.
     net: Mutex<Option<Arc<NetRuntime>>>,
+    traces: Mutex<Traces>,
 }
 
 impl Storage {
@@ -35,7 +37,8 @@ impl Storage {
     ///
     /// Threads cannot be started.
     pub fn new() -> Result<Self, ReaderError> {
-        Ok(Self { engine: Engine::new(EngineOptions::default())?, net: Mutex::default() })
+        let engine = Engine::new(EngineOptions::default())?;
+        Ok(Self { engine, net: Mutex::default(), traces: Mutex::default() })
     }
 
     /// The engine that all readers are opened from.
@@ -44,7 +47,22 @@ impl Storage {
         &self.engine
     }
 
-    fn net(&self) -> Result<Arc<NetRuntime>, NetError> {
+    /// Has mounts from now on take part in these traces.
+    pub fn set_traces(&self, traces: Traces) {
+        *self.traces.lock().unwrap_or_else(PoisonError::into_inner) = traces;
+    }
+
+    /// The traces of new mounts.
+    pub(super) fn traces(&self) -> Traces {
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The runtime that all network stores are opened from.
+    ///
+    /// # Errors
+    ///
+    /// Its threads cannot be started.
+    pub fn net(&self) -> Result<Arc<NetRuntime>, NetError> {
         let mut net = self.net.lock().unwrap_or_else(PoisonError::into_inner);
         match &*net {
             Some(runtime) => Ok(Arc::clone(runtime)),
