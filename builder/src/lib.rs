@@ -12,11 +12,13 @@
 //! * `rebuild`: images made from images: [`compact`], [`optimize`], [`generate_chunk_dict`].
 //! * `stat`: numbers about images.
 //! * `unpack`: images back to tar archives: [`unpack`].
+//! * `attributes`, `external`: files whose data is in an external store.
 //! * [`build`](create): the steps from a source to an image.
 //! * [`cmd`]: the `rafs-image` command line; thin.
 //!
 //! What does not: the formats (`rafs::layout`), reading images (`rafs::image`, `rafs::reader`).
 
+mod attributes;
 mod blobs;
 mod build;
 mod build_ref;
@@ -26,6 +28,7 @@ mod cache_files;
 pub mod cmd;
 mod error;
 mod export;
+mod external;
 mod inspect;
 mod layer;
 mod options;
@@ -41,6 +44,7 @@ mod tree;
 mod unpack;
 mod write;
 
+pub use attributes::{Attributes, ExternalFile};
 pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
 pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, StargzLayer, create};
 pub use error::BuildError;
