@@ -136,13 +136,8 @@ impl<'a> Appender<'a> {
         jobs: &'a Jobs,
     ) -> Self {
         let cipher = settings.cipher.as_ref().map(Cipher::new);
-<<<<<<< HEAD
-        let packed = Packed { references, ..Packed::default() };
-        Self { settings, cipher, blob, progress, packed, jobs, pending: VecDeque::new(), pending_bytes: 0 }
-=======
         let packed = Packed { references, compressed_end: settings.start, ..Packed::default() };
-        Self { settings, cipher, blob, progress, packed }
->>>>>>> main
+        Self { settings, cipher, blob, progress, packed, jobs, pending: VecDeque::new(), pending_bytes: 0 }
     }
 
     /// Takes the next task's result.
