@@ -191,6 +191,11 @@ fn snapshotter_api() {
     let cache: CacheMetrics = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(cache.underlying_files.len(), 1);
     assert_eq!(Path::new(&cache.store_path), daemon.path("cache"));
+    let backend = daemon.call("GET", "/api/v1/metrics/backend?id=/12", None).unwrap().json().unwrap();
+    assert_eq!(backend["backend_type"], "localfs");
+    assert!(
+        backend["read_count"].as_u64().unwrap() > 0 && backend["read_amount_total"].as_u64().unwrap() > 0
+    );
     let inflight = daemon.call("GET", "/api/v1/metrics/inflight", None).unwrap();
     assert_eq!(
         (inflight.status, inflight.message().unwrap().as_str()),
