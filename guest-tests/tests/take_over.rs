@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// When a mount is torn down under a test that hangs.
-const WATCHDOG: Duration = Duration::from_secs(40);
+const WATCHDOG: Duration = Duration::from_secs(100);
 const FILES: u64 = 4;
 const FILE_SIZE: u64 = 3 << 20;
 
