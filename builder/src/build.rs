@@ -4,6 +4,7 @@
 
 use crate::blobs::BlobPlace;
 use crate::error::BuildError;
+use crate::external::{self, External};
 use crate::layer::{self, ChunkPool, Compatible, Dictionary, Layer, overlay};
 use crate::options::{ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
 use crate::output::Output;
@@ -51,6 +52,15 @@ pub struct StargzLayer {
     pub chunk_meta: Option<PathBuf>,
 }
 
+impl SourceKind {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) | Self::Tar(path) | Self::TarReference(path) | Self::Tarfs(path) => path,
+            Self::StargzIndex(layer) => &layer.index,
+        }
+    }
+}
+
 /// Where the data blob goes.
 #[derive(Clone, Debug)]
 pub enum BlobTarget {
@@ -94,6 +104,9 @@ pub struct CreateOptions {
     pub toc: bool,
     /// Bytes of zeros before the chunk data in the blob.
     pub data_offset: u64,
+    /// File for the metadata of external files (see [`ImageOptions::attributes`]) when the bootstrap is inlined; else it
+    /// stays empty.
+    pub external_blob: Option<PathBuf>,
 }
 
 /// What was built.
@@ -103,6 +116,10 @@ pub struct CreateReport {
     pub bootstrap: PathBuf,
     /// Ids in the blob table, in table order.
     pub blobs: Vec<String>,
+    /// The bootstrap of external files; empty when there is none, or it is inlined.
+    pub external_bootstrap: PathBuf,
+    /// Ids of the blobs that hold external files.
+    pub external_blobs: Vec<String>,
     /// Bytes of the new blob file; 0 when no data was stored.
     pub blob_size: u64,
     /// Bytes of the new blob's uncompressed address space.
@@ -126,6 +143,7 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     if options.toc && options.image.version == Version::V5 {
         return Err(BuildError::Options("a table of contents (blob-toc) needs RAFS v6".to_owned()));
     }
+    progress.set_at(options.source.path());
     if let SourceKind::Tarfs(path) = &options.source {
         return crate::build_tarfs::create(options, path, progress);
     }
@@ -172,6 +190,7 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     report.seconds.insert("dump_blob", packing.as_secs_f64());
     report.deduplicated_bytes = packed.deduplicated;
     report.blob_uncompressed_size = packed.uncompressed_end;
+    let external = External::take(&mut tree, &image.attributes, options)?;
     let mut parent_blobs = Vec::new();
     if let Some(mut lower) = lower {
         overlay(&mut lower.tree, &tree, image.whiteout_spec, shift)?;
@@ -211,6 +230,13 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
         })
         .transpose()?;
     report.seconds.insert("dump_bootstrap", (start.elapsed() - packing).as_secs_f64());
+    match external {
+        Some(external) => {
+            let written = external.write(options)?;
+            (report.external_bootstrap, report.external_blobs) = (written.bootstrap, written.blobs);
+        }
+        None => external::write_empty(options)?,
+    }
     let blob = blob.into_output()?;
     match (target, &own) {
         (BlobTarget::CacheDirectory(dir), Some(own)) => {

@@ -62,6 +62,14 @@ pub enum BuildError {
     /// Options that do not go together, or a value out of range.
     #[error("{0}")]
     Options(String),
+    /// Somebody asked to stop.
+    #[error("interrupted by signal {signal} while reading {at:?}: nothing was written")]
+    Interrupted {
+        /// Number of the signal.
+        signal: i32,
+        /// What was being read.
+        at: PathBuf,
+    },
     /// Compression failed.
     #[error("cannot compress a piece of {path:?}: {reason}")]
     Compress {

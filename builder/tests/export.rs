@@ -58,7 +58,7 @@ fn a_disk_image_mounts_and_verifies() {
         let output = built.dir.path().join("disk");
         let options = ExportOptions {
             bootstrap: built.bootstrap(),
-            blobs: built.dir.path().to_path_buf(),
+            blobs: rafs_builder::BlobPlace::Directory(built.dir.path().to_path_buf()),
             output,
             verity,
         };
@@ -113,7 +113,7 @@ fn a_tar_archive_becomes_a_disk_image() {
     let output = dir.path().join("disk");
     let options = ExportOptions {
         bootstrap: dir.path().join("boot"),
-        blobs: dir.path().to_path_buf(),
+        blobs: rafs_builder::BlobPlace::Directory(dir.path().to_path_buf()),
         output: output.clone(),
         verity: true,
     };

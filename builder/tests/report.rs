@@ -224,35 +224,11 @@ fn a_person_finds_the_way_around_the_page() {
     assert_eq!(themes[1][0], "rgb(20, 23, 27)");
 }
 
-/// A tar archive of `directories` times `files` small files.
-fn archive(directories: usize, files: usize) -> Vec<u8> {
-    let mut tar = Vec::new();
-    for n in 0..directories * files {
-        let size = if n % 3 == 0 { n % 4000 } else { 10 };
-        let mut header = [0_u8; 512];
-        let name = format!("dir-{:04}/sub-{}/some-file-name-{n:07}.txt", n / files, n % 7);
-        header[..name.len()].copy_from_slice(name.as_bytes());
-        header[100..107].copy_from_slice(b"0000644");
-        header[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
-        header[136..147].copy_from_slice(b"00000000000");
-        header[148..156].copy_from_slice(b"        ");
-        header[156] = b'0';
-        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        tar.extend_from_slice(&header);
-        let mut data = n.to_string().into_bytes();
-        data.resize(size.next_multiple_of(512), b'x');
-        tar.extend_from_slice(&data);
-    }
-    tar.resize(tar.len() + 1024, 0);
-    tar
-}
-
 #[test]
 fn many_files_make_no_heavy_page() {
     let dir = tempfile::tempdir().unwrap();
     let tar = dir.path().join("many.tar");
-    fs::write(&tar, archive(300, 100)).unwrap();
+    fs::write(&tar, support::tar::archive(300, 100)).unwrap();
     let options = rafs_builder::CreateOptions {
         source: rafs_builder::SourceKind::Tar(tar),
         ..support::options(dir.path(), dir.path(), ImageOptions::default())

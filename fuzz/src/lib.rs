@@ -3,8 +3,10 @@
 //! Invariants: no panic, no overflow, no endless walk, nothing outside the blob it belongs to, and the same
 //! answer from look-up and listing when the complete check found nothing wrong.
 
+mod archive;
 mod blob_meta;
 
+pub use archive::{patterns, tar_archive, tar_stream};
 pub use blob_meta::blob_meta;
 
 use rafs::ids::InodeNumber;

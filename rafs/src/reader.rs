@@ -15,22 +15,30 @@ mod engine;
 mod error;
 mod fetch;
 mod flights;
+mod metrics;
+mod neighbours;
+mod prefetch;
 mod queue;
+mod readahead;
 mod request;
 mod tables;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{ReadError, ReaderError};
+pub use metrics::{EngineMetrics, STORE_LATENCY_BUCKETS_MS, StoreMetrics};
+pub use prefetch::Prefetch;
 pub use request::ReadSink;
 
 use self::blobs::plain_file_name;
 use self::core::{Core, Job, overlap};
 use self::engine::Work;
+use self::prefetch::Prefetcher;
 use self::request::{Owner, Request};
 use crate::ids::BlobIndex;
 use crate::image::{FileKind, Image, Inode, InodeError};
 use crate::layout::blob::BlobFeatures;
 use crate::store::{ErrorClass, Store, StoreError};
+use crate::trace::TraceRecorder;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -53,12 +61,29 @@ pub struct ReaderOptions {
     pub memory_limit: usize,
     /// A read that has no data after this fails. Default 30 s.
     pub deadline: Duration,
+    /// Most stored bytes that are fetched beside what is asked for, from stores that are far away, where that is likely to
+    /// be read soon; 0: none. Default 1 MiB.
+    pub amplify: u32,
+    /// Most bytes of data in the cache directory; chunks that were not read for a while are taken away for others. 0: no
+    /// limit. Default 0.
+    pub cache_limit: u64,
+    /// Where chunks are written when they are read first.
+    pub trace: Option<Arc<TraceRecorder>>,
 }
 
 impl Default for ReaderOptions {
     fn default() -> Self {
         let EngineOptions { workers, memory_limit } = EngineOptions::default();
-        Self { verify: true, cache_dir: None, workers, memory_limit, deadline: Duration::from_secs(30) }
+        Self {
+            verify: true,
+            cache_dir: None,
+            workers,
+            memory_limit,
+            deadline: Duration::from_secs(30),
+            amplify: 1 << 20,
+            cache_limit: 0,
+            trace: None,
+        }
     }
 }
 
@@ -92,7 +117,7 @@ pub struct Reader {
     options: ReaderOptions,
     /// The engine was made for this reader and ends with it.
     own_engine: bool,
-    closed: AtomicBool,
+    closed: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Reader {
@@ -119,8 +144,15 @@ impl Reader {
 
     fn of(engine: Arc<Engine>, core: Arc<Core>, options: ReaderOptions, own_engine: bool) -> Self {
         let reader = engine.hub.new_id();
-        let owner = Owner { core: Some(Arc::clone(&core)), reader, patience: options.deadline };
-        Self { core, engine, owner, options, own_engine, closed: AtomicBool::new(false) }
+        let owner = Owner {
+            core: Some(Arc::clone(&core)),
+            reader,
+            patience: options.deadline,
+            amplify: options.amplify,
+            trace: options.trace.clone(),
+        };
+        let closed = Arc::new(AtomicBool::new(false));
+        Self { core, engine, owner, options, own_engine, closed }
     }
 
     /// Has the chunk info of all blobs looked for now, so that the first read does not pay for it. Returns at once; a
@@ -129,6 +161,23 @@ impl Reader {
         for state in &self.core.blobs {
             self.core.push(Job::Warm(state.index));
         }
+    }
+
+    /// Begins to fetch what nobody has asked for yet, in a thread of its own, and returns. It ends when everything has been
+    /// asked for, or with the reader.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn prefetch(&self, what: Prefetch) -> Result<(), ReaderError> {
+        let prefetcher = Prefetcher::new(Arc::clone(&self.core), what, Arc::clone(&self.closed));
+        let thread = std::thread::Builder::new().name("rafs-prefetch".into());
+        thread.spawn(move || prefetcher.run()).map(drop).map_err(ReaderError::Threads)
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// The image.
@@ -159,7 +208,7 @@ impl Reader {
             let chunk = chunk?;
             let Some((start, len)) = overlap(&chunk, position, end) else { continue };
             let state = core.blobs.get(chunk.blob.as_usize()).ok_or(ReadError::NoSuchBlob(chunk.blob))?;
-            let Some((_, at, epoch)) = state.ready(&core.image, &chunk).filter(|_| start == position) else {
+            let Some((_, at, epoch)) = state.hot(&core.image, &chunk).filter(|_| start == position) else {
                 runs.clear();
                 return Ok(Readiness::Pending);
             };
@@ -179,6 +228,7 @@ impl Reader {
             runs.clear();
             return Ok(Readiness::Pending);
         }
+        core.hub.metrics.hit(len);
         Ok(Readiness::Ready)
     }
 
@@ -207,6 +257,7 @@ impl Reader {
         let len = u64::from(len).min(inode.size.saturating_sub(offset));
         let request = Request::new(usize::try_from(len).unwrap_or(usize::MAX), self.owner.clone(), sink);
         let hub = &self.engine.hub;
+        hub.metrics.read(len);
         hub.watch(&request);
         if self.closed.load(Ordering::SeqCst) {
             return request.fail(ReadError::Shutdown);

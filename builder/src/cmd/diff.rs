@@ -12,6 +12,8 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// What standard output is called in errors.
+pub(super) const STDOUT: &str = "<stdout>";
 /// Collected before it is written.
 const BUFFER: usize = 64 << 10;
 
@@ -216,7 +218,7 @@ impl<'a> Sink<'a> {
                 stdout
                     .write_all(&self.buffer)
                     .and_then(|()| stdout.flush())
-                    .map_err(BuildError::io("write", "-"))?;
+                    .map_err(BuildError::io("write", STDOUT))?;
             }
             Target::File(output) => output.write(&self.buffer)?,
         }

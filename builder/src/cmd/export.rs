@@ -1,5 +1,7 @@
 //! `rafs-image export`.
 
+use super::backend::ConfigFile;
+use crate::blobs::BlobPlace;
 use crate::export::{self, ExportOptions};
 use anyhow::{Context as _, bail};
 use std::io::Write as _;
@@ -17,12 +19,22 @@ pub(super) struct ExportArgs {
     block: bool,
 
     /// Bootstrap of a v6 image
-    #[arg(short = 'B', long, value_name = "FILE")]
-    bootstrap: PathBuf,
+    #[arg(
+        short = 'B',
+        long,
+        value_name = "FILE",
+        required_unless_present = "config",
+        requires = "localfs_dir"
+    )]
+    bootstrap: Option<PathBuf>,
 
     /// Directory that holds the blobs (or the tar archive)
-    #[arg(short = 'D', long, value_name = "DIR")]
-    localfs_dir: PathBuf,
+    #[arg(short = 'D', long, value_name = "DIR", requires = "bootstrap", conflicts_with = "config")]
+    localfs_dir: Option<PathBuf>,
+
+    /// Blob-cache entry with metadata_path and a backend, in place of these two; needs --output
+    #[arg(short = 'C', long, value_name = "FILE", requires = "output", conflicts_with = "bootstrap")]
+    config: Option<PathBuf>,
 
     /// File to write [default: the bootstrap's name with .disk]
     #[arg(short = 'O', long, value_name = "FILE")]
@@ -45,13 +57,21 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     if args.threads.get() > 1024 {
         bail!("--threads must be 1 to 1024");
     }
-    let options = ExportOptions {
-        bootstrap: args.bootstrap.clone(),
-        blobs: args.localfs_dir.clone(),
-        output: args.output.clone().unwrap_or_else(|| args.bootstrap.with_extension("disk")),
-        verity: args.verity,
+    let (bootstrap, blobs) = match (&args.config, &args.bootstrap, &args.localfs_dir) {
+        (Some(file), ..) => {
+            let config = ConfigFile::load(file)?;
+            let Some(bootstrap) = config.metadata_path else {
+                bail!("{file:?} has no \"metadata_path\": it is no blob-cache entry with a bootstrap");
+            };
+            (bootstrap, config.backend.open()?)
+        }
+        (None, Some(bootstrap), Some(dir)) => (bootstrap.clone(), BlobPlace::Directory(dir.clone())),
+        _ => bail!("say what to export: --bootstrap and --localfs-dir, or --config"),
     };
-    let info = export::export(&options).with_context(|| format!("failed to export {:?}", args.bootstrap))?;
+    let output = args.output.clone().unwrap_or_else(|| bootstrap.with_extension("disk"));
+    let shown = bootstrap.clone();
+    let options = ExportOptions { bootstrap, blobs, output, verity: args.verity };
+    let info = export::export(&options).with_context(|| format!("failed to export {shown:?}"))?;
     if let Some(info) = info {
         // A client scans this line as it is.
         writeln!(

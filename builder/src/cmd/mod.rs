@@ -16,6 +16,7 @@ mod diff;
 mod export;
 mod generate;
 mod inspect;
+mod interrupt;
 mod json;
 mod logging;
 mod merge;
@@ -148,6 +149,15 @@ fn command() -> clap::Command {
 fn differences(result: anyhow::Result<bool>) -> ExitCode {
     match result {
         Ok(different) => ExitCode::from(u8::from(different)),
+        // Whoever reads our output has enough.
+        Err(error)
+            if error.chain().any(|cause| {
+                matches!(cause.downcast_ref(), Some(BuildError::Io { path, source, .. })
+            if path.as_os_str() == diff::STDOUT && source.kind() == std::io::ErrorKind::BrokenPipe)
+            }) =>
+        {
+            ExitCode::FAILURE
+        }
         Err(error) => {
             let _ = finish(Err(error));
             ExitCode::from(2)
@@ -184,7 +194,14 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         text = text.replacen("Error: ", "message:", 1);
     }
     let _ = std::io::stderr().write_all(text.as_bytes());
-    if inconsistent { ExitCode::from(2) } else { ExitCode::FAILURE }
+    match error.downcast_ref() {
+        Some(BuildError::Inconsistent { .. }) => ExitCode::from(2),
+        // As a shell reports a process that a signal ended.
+        Some(BuildError::Interrupted { signal, .. }) => {
+            ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+        }
+        _ => ExitCode::FAILURE,
+    }
 }
 
 #[cfg(test)]

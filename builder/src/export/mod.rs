@@ -24,8 +24,8 @@ const ZEROS: usize = 64 << 10;
 pub struct ExportOptions {
     /// Bootstrap of a v6 image.
     pub bootstrap: PathBuf,
-    /// Directory that holds the blobs.
-    pub blobs: PathBuf,
+    /// Where the blobs are.
+    pub blobs: BlobPlace,
     /// File to write.
     pub output: PathBuf,
     /// Append a dm-verity hash tree.
@@ -69,7 +69,7 @@ pub fn export(options: &ExportOptions) -> Result<Option<VerityInfo>, ExportError
     if image.version() != FsVersion::V6 {
         return Err(ExportError::NotV6);
     }
-    let blobs = Blobs::open(&image, &options.bootstrap, &BlobPlace::Directory(options.blobs.clone()))?;
+    let blobs = Blobs::open(&image, &options.bootstrap, &options.blobs)?;
     let data_block = if image.flags().contains(SuperFlags::TARFS_MODE) { 512 } else { 4096 };
     let mut disk = Disk {
         output: Output::create(&options.output)?,

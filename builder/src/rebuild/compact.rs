@@ -137,7 +137,13 @@ fn uses(
 ) -> Result<Vec<BlobUse>, RebuildError> {
     let mut uses: Vec<BlobUse> = blobs
         .iter()
-        .map(|blob| BlobUse { file_size: blob.compressed_size, used_bytes: 0, used: false, kind: None })
+        .map(|blob| BlobUse {
+            file_size: blob.compressed_size,
+            data_size: rafs::blob::data_size(blob),
+            used_bytes: 0,
+            used: false,
+            kind: None,
+        })
         .collect();
     for (blob, usage) in blobs.iter().zip(&mut uses) {
         if !dictionary.has_blob(&blob.id) {
@@ -202,7 +208,7 @@ fn rebuild(
     options: &CompactOptions,
     place: &BlobPlace,
 ) -> Result<(Output, BlobInfo), RebuildError> {
-    let Loaded { image, layer, pool } = loaded;
+    let Loaded { image, layer, pool, .. } = loaded;
     let open =
         Blobs::open_some(image, &options.bootstrap, place, &|blob| group.contains(&blob.index.as_usize()))?;
     let Some(kind) = group.first().and_then(|at| uses[*at].kind.clone()) else {

@@ -59,6 +59,8 @@ pub struct RebuildReport {
 struct Loaded {
     image: Image,
     layer: Layer,
+    /// The numbering of the tree, which no rebuild changes.
+    order: Order,
     pool: ChunkPool,
 }
 
@@ -67,20 +69,20 @@ impl Loaded {
         let image = crate::layer::open(path)?;
         image.check().map_err(|e| BuildError::Image { path: path.to_path_buf(), reason: e.to_string() })?;
         let mut pool = ChunkPool::default();
-        let layer = Layer::load(&image, path, 0, &mut pool)?;
-        Ok(Self { image, layer, pool })
+        let mut layer = Layer::load(&image, path, 0, &mut pool)?;
+        let order = Order::new(&mut layer.tree)?;
+        Ok(Self { image, layer, order, pool })
     }
 }
 
 /// Writes the bootstrap of `loaded` with another blob table to `output`.
 fn write_bootstrap(loaded: &mut Loaded, blobs: &[BlobInfo], output: Output) -> Result<Output, BuildError> {
-    let order = Order::new(&mut loaded.layer.tree)?;
     let Compatible { version, chunk_size, explicit_ids, tarfs, digester, compressor } =
         loaded.layer.compatible;
     let model = Model {
         version,
         tree: &loaded.layer.tree,
-        order: &order,
+        order: &loaded.order,
         chunks: &loaded.pool.chunks,
         references: &loaded.pool.references,
         blobs,
@@ -97,7 +99,9 @@ fn write_bootstrap(loaded: &mut Loaded, blobs: &[BlobInfo], output: Output) -> R
 }
 
 /// The node at an absolute path.
-fn find(loaded: &Loaded, order: &Order, path: &str) -> Option<NodeId> {
+fn find(loaded: &Loaded, path: &str) -> Option<NodeId> {
     let patterns = crate::prefetch::Patterns::parse(path.as_bytes());
-    crate::write::prefetch_nodes(&loaded.layer.tree, order, PrefetchPolicy::Fs, &patterns).first().copied()
+    crate::write::prefetch_nodes(&loaded.layer.tree, &loaded.order, PrefetchPolicy::Fs, &patterns)
+        .first()
+        .copied()
 }

@@ -8,7 +8,6 @@ use crate::blobs::{BlobPlace, Blobs};
 use crate::error::BuildError;
 use crate::options::Version;
 use crate::output::Output;
-use crate::tree::Order;
 use rafs::codec::Compressor;
 use rafs::ids::BlobIndex;
 use rafs::layout::blob::BlobFeatures;
@@ -37,7 +36,7 @@ pub struct OptimizeOptions {
 pub fn optimize(options: &OptimizeOptions) -> Result<RebuildReport, RebuildError> {
     let mut loaded = Loaded::open(&options.bootstrap)?;
     let mut blobs = std::mem::take(&mut loaded.layer.blobs);
-    let wanted = wanted(&mut loaded, options)?;
+    let wanted = wanted(&loaded, options);
     let mut uses = vec![false; blobs.len()];
     for at in &wanted {
         let chunk = loaded.pool.chunks[loaded.pool.references[*at] as usize];
@@ -45,7 +44,7 @@ pub fn optimize(options: &OptimizeOptions) -> Result<RebuildReport, RebuildError
             *used = true;
         }
     }
-    let Loaded { image, layer, pool } = &mut loaded;
+    let Loaded { image, layer, pool, .. } = &mut loaded;
     let open = Blobs::open_some(image, &options.bootstrap, &options.place, &|blob| {
         uses.get(blob.index.as_usize()) == Some(&true)
     })?;
@@ -113,13 +112,12 @@ pub fn optimize(options: &OptimizeOptions) -> Result<RebuildReport, RebuildError
 }
 
 /// Positions in the reference list of what is wanted, in order.
-fn wanted(loaded: &mut Loaded, options: &OptimizeOptions) -> Result<Vec<usize>, BuildError> {
-    let order = Order::new(&mut loaded.layer.tree)?;
+fn wanted(loaded: &Loaded, options: &OptimizeOptions) -> Vec<usize> {
     let chunk_size = u64::from(loaded.layer.compatible.chunk_size);
     let mut wanted = Vec::new();
     for file in &options.files.files {
         let path = &file.path;
-        let node = find(loaded, &order, path).map(|id| loaded.layer.tree.owner(id));
+        let node = find(loaded, path).map(|id| loaded.layer.tree.owner(id));
         let Some(node) = node.filter(|node| node.is_file()) else {
             tracing::warn!("{path:?} is no file of the image: skipped");
             continue;
@@ -135,5 +133,5 @@ fn wanted(loaded: &mut Loaded, options: &OptimizeOptions) -> Result<Vec<usize>, 
             }
         }
     }
-    Ok(wanted)
+    wanted
 }

@@ -11,6 +11,8 @@ use rafs::layout::blob::BlobFeatures;
 pub(super) struct BlobUse {
     /// Bytes of its file.
     pub file_size: u64,
+    /// Bytes of chunk data in it; the rest are tables.
+    pub data_size: u64,
     /// Stored bytes of the chunks in use.
     pub used_bytes: u64,
     /// Whether any chunk is in use.
@@ -45,7 +47,9 @@ impl Plan {
         let dropped: Vec<usize> = (0..blobs.len()).filter(|at| !blobs[*at].used).collect();
         let sparse = |blob: &BlobUse| {
             let used = u128::from(blob.used_bytes) * 100;
+            // Tables weigh much in a tiny blob, and are no reason to make it anew.
             used < u128::from(settings.min_used_ratio) * u128::from(blob.file_size)
+                && blob.used_bytes < blob.data_size
         };
         let movable = |at: &usize| blobs[*at].used && blobs[*at].kind.is_some();
         let size = |at: usize| {
@@ -108,7 +112,7 @@ mod tests {
             features: BlobFeatures::empty(),
             aligned: true,
         });
-        BlobUse { file_size, used_bytes, used: used_bytes > 0, kind }
+        BlobUse { file_size, data_size: file_size - file_size / 10, used_bytes, used: used_bytes > 0, kind }
     }
 
     #[test]
@@ -140,6 +144,8 @@ mod tests {
             // A sparse one counts by what is used of it.
             (vec![blob(1000, 60, zstd), blob(50, 50, zstd)], vec![], vec![vec![0, 1]]),
             (vec![blob(1000, 60, zstd), blob(99, 99, zstd)], vec![], vec![vec![0]]),
+            // All of its data is in use, however little of it that is.
+            (vec![BlobUse { data_size: 60, ..blob(1000, 60, zstd) }], vec![], vec![]),
         ] {
             assert_eq!(Plan::new(&blobs, &settings), Plan { dropped, groups }, "{blobs:?}");
         }

@@ -134,7 +134,7 @@ fn place(chunk: &ChunkRef) -> u128 {
 
 /// What a chunk holds, as far as it is known.
 fn content(chunk: &ChunkRef, fact: &Fact) -> u128 {
-    fact.key().map_or_else(|| place(chunk), |key| key.raw())
+    fact.key().map_or_else(|| place(chunk), u128::from)
 }
 
 impl<'a, 'f> Pass<'a, 'f> {

@@ -32,6 +32,8 @@ pub(crate) struct DirectorySource {
     root: Arc<OwnedFd>,
     spec: WhiteoutSpec,
     repeatable: bool,
+    /// Which files are stored elsewhere.
+    attributes: Arc<crate::attributes::Attributes>,
     chunk_size: ChunkSize,
     prefetch: Option<Patterns>,
     progress: Arc<Progress>,
@@ -83,6 +85,7 @@ impl DirectorySource {
             root: Arc::new(root),
             spec: options.whiteout_spec,
             repeatable: options.repeatable,
+            attributes: options.attributes.clone(),
             chunk_size: options.chunk_size,
             prefetch: (options.prefetch_policy != PrefetchPolicy::None)
                 .then(|| options.prefetch_patterns.clone()),
@@ -139,6 +142,7 @@ impl DirectorySource {
 
     /// Lists one directory into the tree.
     fn list(&mut self, tree: &mut Tree, dir: NodeId, task: &mut Task) -> Result<(), BuildError> {
+        self.progress.set_at(&self.shown(tree, dir));
         let fd = self.directory(tree, dir, task)?;
         let names = listing::names(fd.as_fd(), &mut self.list_buffer)
             .map_err(BuildError::io("list", self.shown(tree, dir)))?;
@@ -191,22 +195,28 @@ impl DirectorySource {
             tree.set_target(node, target.to_bytes())?;
         } else if entry.is_dir() {
             self.unlisted.push(node);
-        } else if entry.is_file() && entry.attributes.size > 0 {
+        } else if entry.is_file() && entry.attributes.size > 0 && !self.is_external(tree, node) {
             self.files.push_back(node);
         }
         Ok(())
     }
 
+    /// Whether the data of a file is stored elsewhere: then it is not read.
+    fn is_external(&self, tree: &Tree, node: NodeId) -> bool {
+        !self.attributes.is_empty() && self.attributes.is_external(&tree.path(node))
+    }
+
     /// Lists everything and moves the files that patterns name to the front, in pattern order.
     fn list_for_prefetch(&mut self, tree: &mut Tree, patterns: &Patterns) -> Result<(), BuildError> {
         while let Some(dir) = self.unlisted.pop() {
+            self.progress.check()?;
             self.list(tree, dir, &mut Task::default())?;
         }
         let ranks: HashMap<&[u8], usize> = patterns.iter().enumerate().map(|(rank, p)| (p, rank)).collect();
         // Nodes are in numbering order, and so is each pattern's group: the sort is stable.
         let mut named: Vec<(usize, NodeId)> = Vec::new();
         for id in (0..tree.len()).filter_map(|n| u32::try_from(n).ok()).map(NodeId) {
-            if tree.node(id).is_file() && tree.node(id).attributes.size > 0 {
+            if tree.node(id).is_file() && tree.node(id).attributes.size > 0 && !self.is_external(tree, id) {
                 let path = tree.path(id);
                 let rank = (0..=path.len())
                     .filter(|at| *at == path.len() || path[*at] == b'/')
@@ -247,6 +257,7 @@ impl DirectorySource {
             return Err(BuildError::Source { path: self.shown(tree, node), reason });
         }
         let shown = self.shown(tree, node);
+        self.progress.set_at(&shown);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&dir, name.as_c_str(), flags, Mode::empty())
             .map_err(BuildError::io("open", &shown))?;
@@ -300,6 +311,7 @@ impl Source for DirectorySource {
             self.list_for_prefetch(tree, &patterns)?;
         }
         while !task.is_full() {
+            self.progress.check()?;
             if let Some(large) = self.large.take() {
                 self.continue_file(tree, large, task)?;
             } else if let Some(node) = self.files.front().copied() {

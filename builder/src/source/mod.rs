@@ -8,7 +8,7 @@ pub(crate) mod extents;
 pub(crate) mod listing;
 mod piece;
 pub(crate) mod stargz;
-mod tar;
+pub(crate) mod tar;
 mod whiteout;
 
 pub(crate) use directory::DirectorySource;

@@ -14,17 +14,18 @@ use rafs::layout::chunk::{ChunkFlags, ChunkRecord};
 pub(crate) struct ContentKey(u128);
 
 impl ContentKey {
-    /// As a number.
-    pub(crate) fn raw(self) -> u128 {
-        self.0
-    }
-
     /// For a digest.
     pub(crate) fn new(digester: Digester, digest: &Digest) -> Self {
         let mut half = [0; 16];
         half.copy_from_slice(&digest[..16]);
         // Two algorithms never give the same digest for anything; the mark keeps it that way for hostile tables.
         Self(u128::from_le_bytes(half) ^ u128::from(digester.number()) << 126)
+    }
+}
+
+impl From<ContentKey> for u128 {
+    fn from(key: ContentKey) -> Self {
+        key.0
     }
 }
 

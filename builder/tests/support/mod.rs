@@ -4,7 +4,9 @@
 pub mod browser;
 pub mod data;
 pub mod expected;
+pub mod read;
 pub mod source;
+pub mod tar;
 
 use rafs_builder::{
     BlobTarget, BootstrapTarget, CreateOptions, CreateReport, ImageOptions, Progress, SourceKind,
@@ -41,6 +43,7 @@ pub fn options(source: &Path, out: &Path, image: ImageOptions) -> CreateOptions 
         chunk_dict: None,
         toc: false,
         data_offset: 0,
+        external_blob: None,
     }
 }
 

@@ -118,6 +118,10 @@ impl Store for NetStore {
         Some(self.identity.clone())
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn fetch(&self, request: FetchRequest, done: FetchDone) {
         self.fetch_streamed(request, Box::new(AtTheEnd(done)));
     }

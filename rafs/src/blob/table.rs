@@ -61,6 +61,8 @@ pub struct ChunkTable {
     pub(super) blob: String,
     pub(super) cipher: Option<Cipher>,
     pub(super) legacy_stargz: bool,
+    /// Legacy stargz: where the layer ends; stored sizes are estimates that may lead behind it.
+    stored_end: u64,
     entries: Entries,
     /// Plain table behind the entries: contexts, then dictionaries.
     contexts: Vec<u8>,
@@ -131,6 +133,7 @@ impl ChunkTable {
             blob: info.id.clone(),
             cipher: info.cipher.as_ref().map(Cipher::new),
             legacy_stargz: is_legacy_stargz(info),
+            stored_end: u64::MAX,
             entries,
             contexts,
             context_count,
@@ -163,6 +166,7 @@ impl ChunkTable {
             blob: info.id.clone(),
             cipher: None,
             legacy_stargz: is_legacy_stargz(info),
+            stored_end: u64::MAX,
             entries: Entries::Unpacked(entries),
             contexts: Vec::new(),
             context_count: 0,
@@ -171,6 +175,16 @@ impl ChunkTable {
         };
         table.check_entries(info).map_err(corrupt)?;
         Ok(table)
+    }
+
+    /// Notes how large the blob file really is. An image over a stargz layer may have been made from its index alone: then
+    /// it knows stored sizes only as estimates, and those of the last chunks may lead behind the file's end.
+    #[must_use]
+    pub fn with_blob_size(mut self, size: u64) -> Self {
+        if self.legacy_stargz {
+            self.stored_end = size;
+        }
+        self
     }
 
     /// Number of chunks.
@@ -209,7 +223,11 @@ impl ChunkTable {
     /// # Errors
     /// There is no chunk of this index.
     pub fn unit_of(&self, index: ChunkIndex) -> Result<Unit, BlobError> {
-        let entry = self.chunk(index)?;
+        let mut entry = self.chunk(index)?;
+        if let Ok(left) = u32::try_from(self.stored_end.saturating_sub(entry.compressed_offset)) {
+            // A chunk that begins behind the end keeps a byte that no store can give.
+            entry.compressed_size = entry.compressed_size.min(left.max(1));
+        }
         match entry.place {
             Place::Raw | Place::Compressed => Ok(Unit::of_chunk(
                 index,

@@ -1,6 +1,7 @@
 //! One blob as the reader sees it: the file its ready chunks are read from, and the way to its missing ones.
 
 use super::engine::{CacheKey, Hub};
+use super::readahead::Ahead;
 use super::{ReadError, request::Piece};
 use crate::blob::{BlobError, ChunkTable, Member, Unit, UnitId};
 use crate::cache::{AtomicBitmap, BlobCache, CacheDir, CacheView};
@@ -21,10 +22,14 @@ const BITMAP_CHUNKS_MAX: u32 = 1 << 27;
 /// State of one blob.
 pub(super) struct BlobState {
     pub index: BlobIndex,
+    /// Blob id.
+    pub id: Arc<str>,
     /// Stands for this blob as this image sees it.
     pub view: u64,
     /// Stands for this blob of this store, for whatever image.
     pub shared: Arc<u64>,
+    /// What to fetch ahead of readers.
+    pub ahead: Ahead,
     access: OnceLock<Access>,
     opening: Mutex<()>,
     source: Mutex<SourceState>,
@@ -40,6 +45,7 @@ pub(super) struct BlobState {
 pub(super) struct Access {
     kind: Kind,
     numbering: Option<Box<[u64]>>,
+    chunk_count: u32,
 }
 
 enum Kind {
@@ -112,11 +118,13 @@ impl V5Summary {
 }
 
 impl BlobState {
-    pub fn new(index: BlobIndex, view: u64, shared: Arc<u64>) -> Self {
+    pub fn new(info: &BlobInfo, view: u64, shared: Arc<u64>) -> Self {
         Self {
-            index,
+            index: info.index,
+            id: info.id.as_str().into(),
             view,
             shared,
+            ahead: Ahead::default(),
             access: OnceLock::new(),
             opening: Mutex::new(()),
             source: Mutex::new(SourceState::Idle),
@@ -144,6 +152,19 @@ impl BlobState {
 
     pub fn source(&self) -> MutexGuard<'_, SourceState> {
         self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The source, when it has been found.
+    pub fn known_source(&self) -> Option<Source> {
+        match &*self.source() {
+            SourceState::Ready(source) => Some(source.clone()),
+            SourceState::Idle | SourceState::Loading(_) => None,
+        }
+    }
+
+    /// Nobody is looking for the source.
+    pub fn is_idle(&self) -> bool {
+        matches!(&*self.source(), SourceState::Idle)
     }
 
     /// Sets the source and takes those who wait for it.
@@ -202,14 +223,26 @@ impl BlobState {
     }
 
     /// The file and position of a ready chunk, and the [epoch](Access::epoch) from before it was found ready.
-    #[inline]
     pub fn ready(&self, image: &Image, chunk: &ChunkRef) -> Option<(BorrowedFd<'_>, u64, u64)> {
+        self.find(image, chunk, false)
+    }
+
+    /// As [`ready`](Self::ready), only for chunks that have been read before. So the first read of each chunk comes by
+    /// the fetch threads, who keep track of that, and later ones need not.
+    #[inline]
+    pub fn hot(&self, image: &Image, chunk: &ChunkRef) -> Option<(BorrowedFd<'_>, u64, u64)> {
+        self.find(image, chunk, true)
+    }
+
+    #[inline]
+    fn find(&self, image: &Image, chunk: &ChunkRef, hot: bool) -> Option<(BorrowedFd<'_>, u64, u64)> {
         let access = self.access.get()?;
         match &access.kind {
             Kind::Cache(cache) => {
                 let epoch = cache.epoch();
-                let ready = cache.is_ready(self.number(access, chunk)?);
-                ready.then(|| (cache.file(), chunk.uncompressed_offset, epoch))
+                let number = self.number(access, chunk)?;
+                let found = if hot { cache.is_hot(number) } else { cache.is_ready(number) };
+                found.then(|| (cache.file(), chunk.uncompressed_offset, epoch))
             }
             Kind::Tar { file, .. } => Some((file.as_fd(), chunk.uncompressed_offset, 0)),
             Kind::Raw { file, ready, .. } => {
@@ -244,6 +277,11 @@ impl BlobState {
 }
 
 impl Access {
+    /// Nothing is fetched for it beside what is asked for: it is here already, or cannot be kept.
+    pub fn is_local(&self) -> bool {
+        matches!(self.kind, Kind::Tar { .. } | Kind::Raw { .. })
+    }
+
     /// Number that changes before bytes of ready chunks do. Files that are not ours do not change, as far as we know.
     #[inline]
     pub fn epoch(&self) -> u64 {
@@ -251,6 +289,11 @@ impl Access {
             Kind::Cache(cache) => cache.epoch(),
             Kind::Tar { .. } | Kind::Raw { .. } | Kind::Memory => 0,
         }
+    }
+
+    /// Number of chunks; 0 where that is not known.
+    pub fn chunk_count(&self) -> u32 {
+        self.chunk_count
     }
 
     /// Chunks of this image have numbers that other images of the same blob need not share.
@@ -317,9 +360,11 @@ pub(super) struct OpenContext<'a> {
 impl OpenContext<'_> {
     fn open(&self) -> Result<Access, StoreError> {
         let info = self.info;
+        let (len, count) = self.dimensions();
         let access = |kind| {
             let offsets = self.summary.map(|s| s.offsets.as_slice()).filter(|o| !o.is_empty());
-            Ok(Access { kind, numbering: offsets.map(Into::into) })
+            let chunk_count = u32::try_from(count).ok().filter(|&n| n <= BITMAP_CHUNKS_MAX).unwrap_or(0);
+            Ok(Access { kind, numbering: offsets.map(Into::into), chunk_count })
         };
         if info.features.contains(BlobFeatures::TARFS) {
             return match self.store.local_file(&info.id) {
@@ -327,7 +372,6 @@ impl OpenContext<'_> {
                 None => access(Kind::Memory),
             };
         }
-        let (len, count) = self.dimensions();
         let Some(count) = u32::try_from(count).ok().filter(|&n| n <= BITMAP_CHUNKS_MAX) else {
             tracing::warn!(blob = %info.id, count, "too many chunks to keep track of: nothing is cached");
             return access(Kind::Memory);

@@ -3,15 +3,18 @@
 use super::ReadError;
 use super::blobs::{BlobState, OpenContext, Source, SourceState, V5Summary};
 use super::engine::{Hub, Work};
-use super::fetch::{Group, Loaded, Planned};
+use super::fetch::{Group, Loaded, MERGE_MAX, Planned};
 use super::flights::{Boarded, FlightKey, Ticket};
+use super::metrics::StoreCounters;
+use super::neighbours::{Index, Touched};
+use super::readahead::Touch;
 use super::request::{Piece, Request};
 use crate::blob::{DigestIndex, Expected, Member, Unit};
 use crate::cache::CacheDir;
 use crate::ids::{BlobIndex, ChunkIndex};
 use crate::image::{BlobInfo, ChunkRef, FsVersion, Image, Inode};
 use crate::store::{Priority, Store, StoreError};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -33,6 +36,8 @@ pub(super) enum Job {
     Table(Box<super::tables::Arrival>),
     /// See whether a blob is there, and load its chunk info table.
     Warm(BlobIndex),
+    /// Find out which chunk belongs where.
+    Index,
 }
 
 /// What is known of one image in one store.
@@ -46,6 +51,12 @@ pub(super) struct Core {
     pub verify: bool,
     pub cache_dir: Option<Arc<CacheDir>>,
     pub blobs: Vec<BlobState>,
+    /// Asking it takes long.
+    pub remote: bool,
+    pub counters: Arc<StoreCounters>,
+    pub index: OnceLock<Index>,
+    /// Somebody makes the index.
+    pub indexing: AtomicBool,
     digests: OnceLock<DigestIndex>,
     v5_summaries: OnceLock<Vec<V5Summary>>,
 }
@@ -98,10 +109,14 @@ impl Core {
         cache_dir: Option<Arc<CacheDir>>,
         shared: Vec<Arc<u64>>,
     ) -> Self {
-        let blobs =
-            (0u32..).zip(shared).map(|(i, shared)| BlobState::new(BlobIndex(i), hub.new_id(), shared));
+        let infos = image.blobs().iter().zip(shared);
+        let blobs = infos.map(|(info, shared)| BlobState::new(info, hub.new_id(), shared)).collect();
         Self {
-            blobs: blobs.collect(),
+            blobs,
+            remote: store.is_remote(),
+            counters: hub.metrics.store(&store_key),
+            index: OnceLock::new(),
+            indexing: AtomicBool::new(false),
             hub,
             image,
             store,
@@ -159,6 +174,9 @@ impl Core {
             Job::Decode { loaded, planned } => self.decode(&loaded, planned),
             Job::Table(arrival) => self.table_arrived(*arrival),
             Job::Warm(blob) => self.warm(blob),
+            Job::Index => {
+                self.index();
+            }
         }
     }
 
@@ -194,13 +212,41 @@ impl Core {
 
     /// Ends pieces that can be ended now, and makes the others wait on flights.
     pub fn submit(self: &Arc<Self>, pieces: Vec<Piece>) {
-        let mut planned = Vec::new();
+        let (mut planned, mut touches) = (Vec::new(), Vec::new());
         for piece in pieces {
             if !piece.is_over() {
+                let before = planned.len();
+                let touched = self.observe(&piece);
                 self.submit_one(piece, &mut planned);
+                if let Some(mut touched) = touched {
+                    touched.missed = planned.len() > before;
+                    touches.push(touched);
+                }
             }
         }
-        self.launch(planned);
+        if self.remote {
+            self.widen(&touches, &mut planned);
+        }
+        self.launch(planned, MERGE_MAX);
+    }
+
+    /// Notes that a chunk is being read. The first time that says what it means.
+    fn observe(&self, piece: &Piece) -> Option<Touched> {
+        let chunk = piece.chunk;
+        let state = self.blobs.get(chunk.blob.as_usize())?;
+        if let Some(trace) = &piece.owner().trace {
+            trace.touch(&state.id, chunk.chunk.0, chunk.uncompressed_offset);
+        }
+        let count = state.access().map(|access| access.chunk_count()).filter(|&count| count > 0)?;
+        let touch = state.ahead.touch(count, chunk.chunk.0);
+        let ceiling = u64::from(piece.owner().amplify);
+        (touch != Touch::Known).then_some(Touched {
+            blob: chunk.blob,
+            chunk: chunk.chunk.0,
+            touch,
+            missed: false,
+            ceiling,
+        })
     }
 
     fn submit_one(self: &Arc<Self>, piece: Piece, planned: &mut Vec<Planned>) {
@@ -218,7 +264,12 @@ impl Core {
         };
         if let Some((file, offset, epoch)) = state.ready(&self.image, &chunk) {
             match piece.finish_from_file(file, offset, || access.epoch() == epoch) {
-                Ok(()) => return,
+                Ok(()) => {
+                    if let Some(cache) = access.cache() {
+                        cache.touch(number);
+                    }
+                    return;
+                }
                 Err(_) if access.epoch() != epoch => return self.push(Job::Pieces(vec![piece])),
                 Err(error) if access.unready(number) => {
                     tracing::warn!(%error, file = access.path(), offset, "cached data is gone; fetching it again");
@@ -250,6 +301,7 @@ impl Core {
                 {
                     Ok(()) => {
                         cache.set_ready(number, epoch);
+                        cache.touch(number);
                         return;
                     }
                     Err(_) if cache.epoch() != epoch => return self.push(Job::Pieces(vec![piece])),
@@ -301,7 +353,16 @@ impl Core {
         match self.hub.board(key, chunk.blob, Some(piece), landed) {
             Boarded::Waits => {}
             Boarded::Flies(ticket) => {
-                planned.push(Planned { ticket, unit, chunk, source, attempt: 0, priority: Priority::Demand });
+                planned.push(Planned {
+                    ticket,
+                    unit,
+                    chunk,
+                    source,
+                    attempt: 0,
+                    priority: Priority::Demand,
+                    slot: None,
+                });
+                self.hub.metrics.count(|m| &m.misses, 1u32);
             }
             Boarded::Landed(back) => self.push(Job::Pieces(back.into_iter().collect())),
         }
@@ -373,6 +434,7 @@ impl Core {
             && self.expected(info, chunk, None).is_ok_and(|expected| expected.matches(&plain));
         if good {
             cache.set_ready(number, epoch);
+            cache.touch(number);
             loop {
                 let pieces = self.hub.flights.land(&ticket);
                 if pieces.is_empty() {

@@ -6,6 +6,7 @@ use super::budget::Budget;
 use super::core::{Core, Job, LogLimit};
 use super::fetch::{Group, Permit};
 use super::flights::Flights;
+use super::metrics::{EngineMetrics, Metrics};
 use super::queue::Queue;
 use super::request::Request;
 use super::{ReadError, Reader, ReaderError, ReaderOptions};
@@ -100,6 +101,15 @@ impl Engine {
         Reader::of(Arc::clone(self), core, options, false)
     }
 
+    /// What it did so far.
+    #[must_use]
+    pub fn metrics(&self) -> EngineMetrics {
+        let mut metrics = self.hub.metrics.snapshot();
+        let open: u64 = self.hub.cache_files().iter().map(|cache| cache.evicted_bytes()).sum();
+        metrics.evicted_bytes = open;
+        metrics
+    }
+
     /// Ends all reads of all readers, stops the threads, and makes what is cached durable. A second call does nothing.
     pub fn shutdown(&self) {
         let hub = &self.hub;
@@ -152,6 +162,8 @@ pub(super) struct Hub {
     caches: Mutex<HashMap<CacheName, (CacheKey, Weak<BlobCache>)>>,
     sync_queued: AtomicBool,
     last_id: AtomicU64,
+    pub metrics: Metrics,
+    demand_in_flight: AtomicU64,
 }
 
 /// Directory (device, inode) and blob id.
@@ -198,7 +210,22 @@ impl Hub {
             caches: Mutex::default(),
             sync_queued: AtomicBool::new(false),
             last_id: AtomicU64::new(0),
+            metrics: Metrics::default(),
+            demand_in_flight: AtomicU64::new(0),
         }
+    }
+
+    /// Requests on their way that somebody waits for.
+    pub fn demand_in_flight(&self) -> u64 {
+        self.demand_in_flight.load(Ordering::Relaxed)
+    }
+
+    pub fn demand_sent(&self, demand: bool) {
+        self.demand_in_flight.fetch_add(demand.into(), Ordering::Relaxed);
+    }
+
+    pub fn demand_over(&self, demand: bool) {
+        self.demand_in_flight.fetch_sub(demand.into(), Ordering::Relaxed);
     }
 
     /// A number that nothing else has.
@@ -223,6 +250,9 @@ impl Hub {
     ) -> Arc<Core> {
         let store_key = store.identity().unwrap_or_else(|| format!("at {:p}", Arc::as_ptr(&store)));
         let cache_dir = options.cache_dir.as_deref().and_then(|path| self.cache_dir(path));
+        if let Some(dir) = &cache_dir {
+            dir.limit_to(options.cache_limit);
+        }
         let dir_key = cache_dir.as_ref().map(|dir| dir.identity());
         let mut registry = self.registry();
         registry.cores.retain(|core| core.strong_count() > 0);
@@ -263,6 +293,8 @@ impl Hub {
             .inspect_err(|error| tracing::warn!(%error, "serving without cache files"))
             .ok()
             .map(Arc::new)?;
+        let same = registry.dirs.values().filter_map(Weak::upgrade).find(|d| d.identity() == dir.identity());
+        let dir = same.unwrap_or(dir);
         registry.dirs.insert(path.to_owned(), Arc::downgrade(&dir));
         Some(dir)
     }
@@ -270,7 +302,7 @@ impl Hub {
     /// The cache files of a blob, opened once for all who read it.
     pub fn cache_file(
         &self,
-        dir: &CacheDir,
+        dir: &Arc<CacheDir>,
         blob_id: &str,
         key: CacheKey,
     ) -> Result<Arc<BlobCache>, CacheError> {
@@ -286,7 +318,7 @@ impl Hub {
             }
             return Err(CacheError::Conflict { blob: blob_id.into() });
         }
-        let cache = Arc::new(BlobCache::open(dir, blob_id, key.len, key.chunks)?);
+        let cache = BlobCache::open(dir, blob_id, key.len, key.chunks)?;
         caches.insert(name, (key, Arc::downgrade(&cache)));
         Ok(cache)
     }

@@ -6,6 +6,8 @@ use super::budget::Admitted;
 use super::core::{Core, Job};
 use super::engine::Hub;
 use super::flights::Ticket;
+use super::metrics::StoreCounters;
+use super::prefetch::Slot;
 use super::request::Piece;
 use crate::blob::{Expected, Member, Unit};
 use crate::cache::CachedChunk;
@@ -14,9 +16,10 @@ use crate::store::{ErrorClass, FetchRequest, FetchSink, Priority, StoreError};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
-/// Most bytes that adjacent units are merged to in one store request.
-const MERGE_MAX: u64 = 1 << 20;
+/// Most bytes that adjacent units are merged to in one store request on demand.
+pub(super) const MERGE_MAX: u64 = 1 << 20;
 
 /// A unit on its way.
 pub(super) struct Planned {
@@ -29,6 +32,8 @@ pub(super) struct Planned {
     pub attempt: u32,
     /// Whether somebody waits.
     pub priority: Priority,
+    /// Its place among what prefetch has on its way.
+    pub slot: Option<Arc<Slot>>,
 }
 
 /// Adjacent units that are asked for together; one object, one attempt.
@@ -38,6 +43,39 @@ pub(super) struct Group {
     range: Range<u64>,
     units: VecDeque<Planned>,
     permit: Option<Arc<Permit>>,
+    asked: Option<Asked>,
+}
+
+/// A request that the store has not answered.
+struct Asked {
+    hub: Arc<Hub>,
+    counters: Arc<StoreCounters>,
+    at: Instant,
+    demand: bool,
+    answered: bool,
+}
+
+impl Asked {
+    fn new(core: &Core, demand: bool) -> Self {
+        core.counters.asked(!demand);
+        core.hub.demand_sent(demand);
+        let (hub, counters) = (Arc::clone(&core.hub), Arc::clone(&core.counters));
+        Self { hub, counters, at: Instant::now(), demand, answered: false }
+    }
+
+    fn answered(&mut self, result: Result<usize, ErrorClass>) {
+        self.answered = true;
+        self.counters.answered(result, self.at.elapsed());
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.hub.demand_over(self.demand);
+        if !self.answered {
+            self.answered(Err(ErrorClass::Transient));
+        }
+    }
 }
 
 /// Memory that a group may use. Given back when dropped, which starts groups that wait.
@@ -125,16 +163,19 @@ impl Group {
             range: planned.unit.stored_offset..planned.unit.stored_end(),
             units: VecDeque::from([planned]),
             permit: None,
+            asked: None,
         }
     }
 
     /// Adds a unit that continues this group's range; gives back one that does not.
-    fn extend(&mut self, info: &BlobInfo, planned: Planned) -> Option<Planned> {
+    fn extend(&mut self, info: &BlobInfo, planned: Planned, most: u64) -> Option<Planned> {
         let end = planned.unit.stored_end();
         let fits = self.units.front().is_some_and(|first| first.ticket.blob == planned.ticket.blob)
             && planned.source.object(info) == self.object
             && (self.range.start..=self.range.end).contains(&planned.unit.stored_offset)
-            && end.saturating_sub(self.range.start) <= MERGE_MAX;
+            && end.saturating_sub(self.range.start) <= most
+            // What somebody waits for does not come behind what nobody does.
+            && (planned.priority == Priority::Prefetch || self.priority() == Priority::Demand);
         if !fits {
             return Some(planned);
         }
@@ -163,31 +204,38 @@ impl Group {
 
 impl Core {
     /// Merges units into groups and sends these off as far as memory allows.
-    pub fn launch(self: &Arc<Self>, mut planned: Vec<Planned>) {
+    pub fn launch(self: &Arc<Self>, mut planned: Vec<Planned>, most: u64) {
         planned.sort_by_key(|p| (p.ticket.blob, p.unit.stored_offset));
         let mut groups: Vec<Group> = Vec::new();
         for one in planned {
             let Ok((_, info)) = self.blob(one.ticket.blob) else { continue };
             let left = match groups.last_mut() {
-                Some(group) => group.extend(info, one),
+                Some(group) => group.extend(info, one, most),
                 None => Some(one),
             };
             groups.extend(left.map(|one| Group::single(self, info, one)));
         }
+        // Those that somebody waits for first.
+        groups.sort_by_key(|group| std::cmp::Reverse(group.priority()));
         for group in groups {
             self.send(group);
         }
     }
 
     fn send(self: &Arc<Self>, group: Group) {
-        if let Some((admitted, mut group)) = self.hub.budget.admit(group.cost(), group) {
+        let admitted = match group.priority() {
+            Priority::Demand => self.hub.budget.admit(group.cost(), group),
+            Priority::Prefetch => self.hub.budget.admit_idle(group.cost(), group),
+        };
+        if let Some((admitted, mut group)) = admitted {
             group.permit = Some(Permit::new(&self.hub, admitted));
             self.start(group);
         }
     }
 
     /// Asks the store. A local store answers within the call.
-    pub fn start(self: &Arc<Self>, group: Group) {
+    pub fn start(self: &Arc<Self>, mut group: Group) {
+        group.asked = Some(Asked::new(self, group.priority() == Priority::Demand));
         let request = FetchRequest {
             object: Arc::clone(&group.object),
             range: group.range.clone(),
@@ -216,6 +264,9 @@ impl Core {
             let (object, range) = (group.object.to_string(), Some(group.range.clone()));
             Err(StoreError { class: ErrorClass::Transient, object, range, reason })
         });
+        if let Some(mut asked) = group.asked.take() {
+            asked.answered(result.as_ref().map(Vec::len).map_err(|e| e.class));
+        }
         let permit = group.permit.take();
         match result {
             Ok(stored) => {
@@ -239,7 +290,7 @@ impl Core {
                 let retry = matches!(error.class, ErrorClass::Transient | ErrorClass::Corrupt);
                 let error = Arc::new(error);
                 for planned in group.units {
-                    if retry && planned.attempt == 0 {
+                    if retry && planned.attempt == 0 && planned.priority == Priority::Demand {
                         self.again(planned);
                     } else {
                         self.failed(planned, ReadError::Store(Arc::clone(&error)));
@@ -252,6 +303,7 @@ impl Core {
     /// A second and last try, alone, by-passing what failed.
     fn again(self: &Arc<Self>, mut planned: Planned) {
         planned.attempt += 1;
+        planned.slot = None;
         let Ok((_, info)) = self.blob(planned.ticket.blob) else { return };
         self.send(Group::single(self, info, planned));
     }
@@ -322,8 +374,10 @@ impl Core {
             if matches!(planned.source, Source::Table(_)) {
                 self.source_is_wrong(state, info, &planned.chunk, error);
             }
+            self.hub.metrics.count(|m| &m.damaged_units, 1u32);
             tracing::debug!(blob = %info.id, chunk = %member.chunk, "unit has damaged chunks");
         }
+        let mut read: Vec<u32> = waiting.iter().map(|piece| piece.chunk.chunk.0).collect();
         self.end_pieces(info, waiting, verified, plain);
         self.keep(state, info, &planned, verified, plain);
         loop {
@@ -331,7 +385,14 @@ impl Core {
             if late.is_empty() {
                 break;
             }
+            read.extend(late.iter().map(|piece| piece.chunk.chunk.0));
             self.end_pieces(info, late, verified, plain);
+        }
+        if let Some(cache) = state.access().and_then(|access| access.cache()) {
+            // Of a unit of one chunk the number is known, whatever the image calls it.
+            let single = verified.good.len() == 1 && !read.is_empty();
+            read.extend(single.then_some(planned.unit.chunk.0));
+            read.into_iter().for_each(|chunk| cache.touch(chunk));
         }
     }
 
@@ -363,6 +424,7 @@ impl Core {
         {
             return;
         }
+        self.hub.metrics.count(|m| &m.uncached_units, 1u32);
         if verified.bad.is_empty() {
             self.hub.lru.put(state.view, planned.unit.id, plain);
         }
@@ -372,13 +434,19 @@ impl Core {
     fn failed(self: &Arc<Self>, planned: Planned, error: ReadError) {
         let pieces = self.hub.flights.cancel(&planned.ticket);
         if let Ok((state, info)) = self.blob(planned.ticket.blob) {
-            self.log_failure(info, pieces.first().map_or(&planned.chunk, |p| &p.chunk), &error);
+            if !pieces.is_empty() || planned.priority == Priority::Demand {
+                self.log_failure(info, pieces.first().map_or(&planned.chunk, |p| &p.chunk), &error);
+            }
             let gone = matches!(&error, ReadError::Store(e) if e.class == ErrorClass::Missing);
             if gone && matches!(planned.source, Source::Plain(_)) {
                 drop(state.forget_source());
             } else if matches!(error, ReadError::Blob(_)) {
                 self.source_is_wrong(state, info, &planned.chunk, &error);
             }
+        }
+        if planned.priority == Priority::Prefetch && matches!(error, ReadError::Store(_)) {
+            // Prefetch gives up sooner than those who wait: they ask again for themselves.
+            return self.push(Job::Pieces(pieces));
         }
         for piece in pieces {
             match piece.core() {

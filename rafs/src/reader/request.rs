@@ -3,6 +3,7 @@
 use super::ReadError;
 use super::core::Core;
 use crate::image::ChunkRef;
+use crate::trace::TraceRecorder;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,6 +45,10 @@ pub(super) struct Owner {
     pub reader: u64,
     /// How long a read may take.
     pub patience: Duration,
+    /// Most bytes to fetch beside what it asks for.
+    pub amplify: u32,
+    /// Where first touches are written.
+    pub trace: Option<Arc<TraceRecorder>>,
 }
 
 struct State {
@@ -89,6 +94,12 @@ impl Request {
         }
     }
 
+    fn over(&self, error: Option<&ReadError>) {
+        if let Some(core) = &self.owner.core {
+            core.hub.metrics.read_over(error);
+        }
+    }
+
     /// One piece, or the planning, is done.
     pub fn done(&self) {
         let mut state = self.state();
@@ -99,6 +110,7 @@ impl Request {
         let sink = state.sink.take();
         drop(state);
         if let Some(sink) = sink {
+            self.over(None);
             sink.finish(Ok(self.len));
         }
     }
@@ -107,6 +119,7 @@ impl Request {
     pub fn fail(&self, error: ReadError) {
         let sink = self.state().sink.take();
         if let Some(sink) = sink {
+            self.over(Some(&error));
             sink.finish(Err(error));
         }
     }
@@ -118,6 +131,7 @@ impl Request {
         let sink = state.sink.take();
         drop(state);
         if let Some(sink) = sink {
+            self.over(Some(&error));
             sink.finish(Err(error));
         }
         true
@@ -152,6 +166,11 @@ impl Piece {
     /// Whether nobody waits for it any more.
     pub fn is_over(&self) -> bool {
         self.request.is_over()
+    }
+
+    /// Who asks.
+    pub fn owner(&self) -> &Owner {
+        &self.request.owner
     }
 
     /// Ends it with data from the plain chunk; false when the chunk is too short for it.
@@ -217,7 +236,7 @@ mod tests {
 
     fn request(len: usize) -> (Arc<Request>, Receiver<End>) {
         let (tx, rx) = channel();
-        let owner = Owner { core: None, reader: 0, patience: Duration::ZERO };
+        let owner = Owner { core: None, reader: 0, patience: Duration::ZERO, amplify: 0, trace: None };
         (Request::new(len, owner, Box::new(Probe(vec![9; len], tx))), rx)
     }
 

@@ -6,7 +6,7 @@ use super::blobs::{BlobState, Source, plain_file_name, table_file_name};
 use super::core::{Core, Job};
 use crate::blob::{self, BlobError, ChunkTable, Toc};
 use crate::codec::{self, Digest, Digester};
-use crate::ids::BlobIndex;
+use crate::ids::{BlobIndex, ChunkIndex};
 use crate::image::{BlobInfo, ChunkRef, FsVersion, MetaBlob};
 use crate::layout::DIGEST_SIZE;
 use crate::layout::blob::BlobFeatures;
@@ -60,6 +60,9 @@ impl Core {
             return self.source_found(state, Source::Records);
         }
         if let Some(table) = self.cached_table(state, info) {
+            if blob::is_legacy_stargz(info) {
+                return self.stargz_table_found(state.index, info, table);
+            }
             return self.source_found(state, Source::Table(Arc::new(table)));
         }
         self.ask_for_table(state.index, info, 0);
@@ -205,23 +208,23 @@ impl Core {
         let Ok((_, info)) = self.blob(blob) else { return };
         let plain: Arc<str> = plain_file_name(&info.id).into();
         let core = Arc::clone(self);
-        let decide = move |plain_size: Option<u64>, core: &Arc<Self>| {
+        let decide = move |plain_size: Option<u64>, own_size: Option<u64>, core: &Arc<Self>| {
             let Ok((state, info)) = core.blob(blob) else { return };
             let source = match plain_size {
                 Some(size) if size >= info.uncompressed_size => {
                     Source::Plain(plain_file_name(&info.id).into())
                 }
-                _ => Source::Table(Arc::new(table)),
+                _ => Source::Table(Arc::new(table.with_blob_size(own_size.unwrap_or(u64::MAX)))),
             };
             core.source_found(state, source);
         };
         self.store.size(
             &info.id,
             Box::new(move |own| match own {
-                Ok(_) => decide(None, &core),
+                Ok(size) => decide(None, Some(size), &core),
                 Err(_) => {
                     let again = Arc::clone(&core);
-                    core.store.size(&plain, Box::new(move |size| decide(size.ok(), &again)));
+                    core.store.size(&plain, Box::new(move |size| decide(size.ok(), None, &again)));
                 }
             }),
         );
@@ -232,17 +235,62 @@ impl Core {
         let Ok((state, _)) = self.blob(blob) else { return };
         if blob::is_legacy_stargz(info) {
             return match ChunkTable::from_records(info, self.image.chunk_table()) {
-                Ok(table) => self.source_found(state, Source::Table(Arc::new(table))),
+                Ok(table) => self.stargz_table_found(blob, info, table),
                 Err(error) => self.source_failed(state, &error.into()),
             };
         }
         self.source_failed(state, &error);
     }
 
+    /// The table of a legacy stargz layer is there; how large the layer is bounds what is asked of it.
+    fn stargz_table_found(self: &Arc<Self>, blob: BlobIndex, info: &BlobInfo, table: ChunkTable) {
+        let core = Arc::clone(self);
+        let size_known = move |size: Result<u64, StoreError>| {
+            let Ok((state, _)) = core.blob(blob) else { return };
+            let table = match size {
+                Ok(size) => table.with_blob_size(size),
+                Err(_) => table,
+            };
+            core.source_found(state, Source::Table(Arc::new(table)));
+        };
+        self.store.size(&info.id, Box::new(size_known));
+    }
+
     fn source_found(self: &Arc<Self>, state: &BlobState, source: Source) {
+        self.tell_extents(state, &source);
         let pieces = state.set_source(source);
         if !pieces.is_empty() {
             self.push(Job::Pieces(pieces));
+        }
+    }
+
+    /// Tells the cache file where chunks lie, so that it can take cold ones away.
+    fn tell_extents(self: &Arc<Self>, state: &BlobState, source: &Source) {
+        let Ok((_, info)) = self.blob(state.index) else { return };
+        let Ok(access) = state.open(&self.open_context(info)) else { return };
+        let Some(cache) = access.cache().filter(|_| !access.has_own_numbers()) else { return };
+        match source {
+            Source::Table(table) => {
+                let (table, aligned) = (Arc::clone(table), info.features.contains(BlobFeatures::ALIGNED));
+                cache.set_extents(Box::new(move |chunk| {
+                    let entry = table.chunk(ChunkIndex(chunk)).ok()?;
+                    let len = u64::from(entry.uncompressed_size);
+                    // Nothing else begins before the next block.
+                    let aligned = aligned && entry.uncompressed_offset.is_multiple_of(blob::ALIGNMENT);
+                    let len = if aligned { len.next_multiple_of(blob::ALIGNMENT) } else { len };
+                    Some((entry.uncompressed_offset, len))
+                }));
+            }
+            Source::Records => {
+                let (core, blob) = (Arc::downgrade(self), state.index);
+                cache.set_extents(Box::new(move |chunk| {
+                    let core = core.upgrade()?;
+                    core.index();
+                    let chunk = core.chunk_by_index(blob, &Source::Records, chunk)?;
+                    Some((chunk.uncompressed_offset, chunk.uncompressed_size.into()))
+                }));
+            }
+            Source::Plain(_) | Source::Tar => {}
         }
     }
 

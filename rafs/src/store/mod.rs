@@ -83,6 +83,11 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Whether an answer takes long, so that it is worth asking for more at once.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// The object as a local file, where there is one: raw data is then read from it without a copy in a cache.
     /// `None`: this store has no local files. May touch a disk.
     fn local_file(&self, object: &str) -> Option<Result<File, StoreError>> {

@@ -85,22 +85,25 @@ pub struct CommonArgs {
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     pub rlimit_nofile: u64,
 
+    /// Write down which chunks are read, in the order in which they are read first
+    #[arg(long, value_name = "FILE")]
+    pub record_trace: Option<PathBuf>,
+
+    /// Fetch the chunks of such a file in its order, before and while they are asked for
+    ///
+    /// Record a trace on one host while a guest starts, and give it to the daemons of other hosts with the same image: no
+    /// rebuild is needed.
+    #[arg(long, value_name = "FILE")]
+    pub prefetch_trace: Option<PathBuf>,
+
     #[arg(long, hide = true, value_name = "PATH")]
     dedup_db: Option<PathBuf>,
-    #[arg(long, hide = true)]
-    record_trace: Option<PathBuf>,
-    #[arg(long, hide = true)]
-    prefetch_trace: Option<PathBuf>,
 }
 
 impl CommonArgs {
     /// A sentence for the first flag whose feature is not there yet.
     pub(super) fn refused(&self) -> Option<String> {
-        let flags = [
-            (self.dedup_db.is_some(), "--dedup-db", "local chunk deduplication"),
-            (self.record_trace.is_some(), "--record-trace", "prefetch traces"),
-            (self.prefetch_trace.is_some(), "--prefetch-trace", "prefetch traces"),
-        ];
+        let flags = [(self.dedup_db.is_some(), "--dedup-db", "local chunk deduplication")];
         flags
             .into_iter()
             .find(|(given, ..)| *given)

@@ -3,6 +3,7 @@
 //! Owns: flags and their help. Does not own: what a command does ([`run`]), what older clients write ([`argv`]).
 
 pub mod argv;
+mod cache;
 mod check;
 mod common;
 pub mod ctl;
@@ -12,6 +13,7 @@ pub mod run;
 mod serve;
 mod socket;
 
+pub use cache::CacheCommand;
 pub use common::CommonArgs;
 pub use socket::SocketArg;
 
@@ -54,6 +56,9 @@ pub enum Command {
     /// Look at configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// See what a cache directory holds, and get rid of it
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Ask and tell a daemon that runs, over its API socket
     Ctl(ctl::CtlArgs),
     /// Print a shell completion script to standard output

@@ -7,8 +7,9 @@ use super::{OnOff, logging};
 use crate::api::{ApiServer, App};
 use crate::config::{Config, Environment};
 use crate::daemon::{Daemon, Devices, FsKind, Identity, MountConfig, MountRequest, StartupConfig, Version};
+use crate::image_ref;
 use crate::log_level::LogControl;
-use crate::mounts::MountPath;
+use crate::mounts::{MountPath, Traces};
 use crate::notify;
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -31,6 +32,7 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
     if let Some(sentence) = common.refused() {
         bail!(sentence);
     }
+    let traces = Traces::open(common.record_trace.as_deref(), common.prefetch_trace.as_deref())?;
     let log = logging::start(
         common.log_level,
         common.log_format,
@@ -42,13 +44,14 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
     }
     // Signals wait from here on, so that one that comes early ends the daemon in order too.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot wait for signals")?;
-    raise_file_limit(common.rlimit_nofile);
     let identity = Identity {
         version: Version::of_build(),
         id: common.id.clone(),
         supervisor: common.supervisor.clone(),
     };
-    Ok(Start { daemon: Arc::new(Daemon::new(identity)?), log, signals })
+    let daemon = Arc::new(Daemon::new(identity)?);
+    daemon.storage().set_traces(traces);
+    Ok(Start { daemon, log, signals })
 }
 
 /// The mount that the command line asks for, if it does. What it names is checked, not opened.
@@ -64,7 +67,8 @@ pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountReq
         }));
     }
     if common.image.is_some() {
-        bail!("--image: starting from a registry is not built yet; leave the flag out");
+        // Found when there is somebody to ask with: `image_mount`.
+        return Ok(None);
     }
     let Some(bootstrap) = &common.bootstrap else {
         if common.localfs_dir.is_some() {
@@ -72,11 +76,22 @@ pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountReq
         }
         return Ok(None);
     };
-    let startup = startup(common)?;
-    // Said here, before anything is started, whatever is wrong with it. Remarks are made when it is mounted.
+    if common.config.is_none() && common.localfs_dir.is_none() {
+        bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?");
+    }
+    let text = match &common.config {
+        Some(file) => Some(Config::read(file).with_context(|| format!("--config {}", file.display()))?),
+        None => None,
+    };
+    let startup = StartupConfig {
+        text,
+        localfs_dir: common.localfs_dir.clone(),
+        verify: common.verify.map(|verify| verify == OnOff::On),
+    };
+    // What is wrong with it is better said now than after the start.
     startup.config().with_context(|| match &common.config {
         Some(file) => format!("--config {}", file.display()),
-        None => "configuration".to_owned(),
+        None => "--localfs-dir".to_owned(),
     })?;
     Ok(Some(MountRequest {
         path,
@@ -87,15 +102,29 @@ pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountReq
     }))
 }
 
-/// What is served from where: a configuration file, or `--localfs-dir`.
-fn startup(common: &CommonArgs) -> anyhow::Result<StartupConfig> {
-    let text = match (&common.config, &common.localfs_dir) {
-        (Some(file), _) => Some(Config::read(file).with_context(|| format!("--config {}", file.display()))?),
-        (None, Some(_)) => None,
-        (None, None) => bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?"),
+/// The mount of `--image`, found in its registry or layout.
+pub(super) fn image_mount(common: &CommonArgs, start: &Start) -> anyhow::Result<Option<MountRequest>> {
+    let Some(image) = &common.image else { return Ok(None) };
+    let text = match &common.config {
+        Some(file) => Some(Config::read(file).with_context(|| format!("--config {}", file.display()))?),
+        None => None,
     };
+    if common.localfs_dir.is_some() {
+        bail!(
+            "--localfs-dir does not go with --image, which knows where its blobs are; say --config for a cache directory"
+        );
+    }
+    let found = image_ref::resolve(image, text.as_deref(), start.daemon.storage())?;
+    tracing::info!("image {image}: bootstrap {}", found.bootstrap.display());
     let verify = common.verify.map(|verify| verify == OnOff::On);
-    Ok(StartupConfig { text, localfs_dir: common.localfs_dir.clone(), verify })
+    let startup = StartupConfig { text: Some(found.config), localfs_dir: None, verify };
+    Ok(Some(MountRequest {
+        path: MountPath::parse(&common.virtual_mountpoint).context("--virtual-mountpoint")?,
+        kind: FsKind::Rafs,
+        source: found.bootstrap,
+        config: MountConfig::Startup(startup),
+        prefetch_files: prefetch_files(common)?,
+    }))
 }
 
 /// The list of `--prefetch-files`: one absolute path a line.
@@ -161,7 +190,7 @@ pub(super) fn default_queues() -> u16 {
 }
 
 /// Raises the limit of open files as far as it may be raised.
-fn raise_file_limit(wanted: u64) {
+pub(super) fn raise_file_limit(wanted: u64) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     if wanted == 0 {
         return;

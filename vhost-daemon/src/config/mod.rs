@@ -120,7 +120,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// See [`ConfigError`].
+    /// [`ConfigError::Read`], [`ConfigError::TooLarge`].
     pub fn read(path: &Path) -> Result<String, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let mut text = String::new();

@@ -20,12 +20,16 @@ pub use state::{Event, State};
 pub use transport::{Inflight, Transport};
 pub use view::ViewSpec;
 
-use crate::mounts::{MountPath, Namespace, NamespaceError};
+use crate::mounts::{MountPath, Namespace, NamespaceError, OpenError, Storage};
 use reaper::Reaper;
 use state::StateMachine;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 use view::View;
+
+/// How long the end waits for a mount or umount that is under way.
+const TURN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Everything a running daemon knows. Share it in an `Arc`.
 #[derive(Debug)]
@@ -39,6 +43,7 @@ pub struct Daemon {
     views: Mutex<Vec<Arc<View>>>,
     transport: OnceLock<Arc<dyn Transport>>,
     reaper: Reaper,
+    storage: Storage,
 }
 
 impl Daemon {
@@ -56,6 +61,7 @@ impl Daemon {
             views: Mutex::default(),
             transport: OnceLock::new(),
             reaper: Reaper::start().map_err(DaemonError::Thread)?,
+            storage: Storage::new().map_err(|e| DaemonError::Open(OpenError::Store(e.into())))?,
         })
     }
 
@@ -113,7 +119,7 @@ impl Daemon {
         if self.mounts().contains_key(&request.path) {
             return Err(DaemonError::Exists);
         }
-        let mounted = Arc::new(request.open()?);
+        let mounted = Arc::new(request.open(&self.storage)?);
         let mut done: Vec<(Arc<View>, MountPath)> = Vec::new();
         for view in self.views().iter() {
             let Some(path) = view.spec.shows(&request.path) else { continue };
@@ -129,7 +135,6 @@ impl Daemon {
             }
         }
         self.mounts().insert(request.path.clone(), Arc::clone(&mounted));
-        tracing::info!("mounted {} {} at {}", mounted.kind.name(), mounted.source, request.path);
         Ok(())
     }
 
@@ -144,7 +149,7 @@ impl Daemon {
         if old.kind != FsKind::Rafs || request.kind != FsKind::Rafs {
             return Err(DaemonError::NotRafs);
         }
-        let mounted = Arc::new(request.open()?);
+        let mounted = Arc::new(request.open(&self.storage)?);
         for view in self.views().iter() {
             let Some(path) = view.spec.shows(&request.path) else { continue };
             if let Err(error) = view.namespace.remount(&path, mounted.backend.as_ref()) {
@@ -215,13 +220,33 @@ impl Daemon {
         self.views().retain(|view| !Arc::ptr_eq(&view.namespace, namespace));
     }
 
-    /// Ends all mounts: requests on their way fail, threads end.
+    /// Ends all mounts: requests on their way fail, threads end. A mount that hangs on its storage is not waited for.
     pub fn shutdown(&self) {
-        let _turn = self.turn();
+        let until = Instant::now() + TURN_PATIENCE;
+        let _turn = loop {
+            match self.changes.try_lock() {
+                Ok(turn) => break Some(turn),
+                Err(TryLockError::Poisoned(turn)) => break Some(turn.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    tracing::warn!("a mount hangs on its storage; ending without it");
+                    break None;
+                }
+            }
+        };
         for mounted in std::mem::take(&mut *self.mounts()).into_values() {
             mounted.backend.shutdown();
         }
         self.reaper.stop();
+        self.storage.engine().shutdown();
+    }
+
+    /// What all mounts share.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.storage
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {

@@ -4,7 +4,9 @@
 
 use super::DaemonError;
 use crate::config::{Config, ConfigError, Environment};
-use crate::mounts::{Backend, MountPath, PassthroughBackend, PassthroughOptions, RafsSource, open_rafs};
+use crate::mounts::{
+    Backend, MountPath, PassthroughBackend, PassthroughOptions, RafsSource, Storage, open_rafs,
+};
 use rafs_net::NetStore;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -129,7 +131,7 @@ pub struct Mounted {
 
 impl MountRequest {
     /// Opens what is asked for. May take as long as its storage takes.
-    pub(super) fn open(&self) -> Result<Mounted, DaemonError> {
+    pub(super) fn open(&self, storage: &Storage) -> Result<Mounted, DaemonError> {
         if let Some(bad) = self.prefetch_files.iter().find(|file| !file.is_absolute()) {
             return Err(DaemonError::Prefetch(bad.display().to_string()));
         }
@@ -156,7 +158,7 @@ impl MountRequest {
                     config: config.clone(),
                     prefetch_files: self.prefetch_files.clone(),
                 };
-                let opened = open_rafs(&source)?;
+                let opened = open_rafs(storage, &source)?;
                 (Arc::new(opened.mount), Some(config), opened.net)
             }
             FsKind::Passthrough => {

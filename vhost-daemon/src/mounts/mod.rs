@@ -14,6 +14,8 @@ mod namespace_fs;
 mod open;
 mod passthrough;
 mod path;
+#[cfg(feature = "daemon")]
+mod prefetch;
 mod pseudo;
 mod rafs_mount;
 mod read;
@@ -29,4 +31,8 @@ pub use namespace::{Namespace, NamespaceError};
 pub use open::{OpenError, OpenedRafs, RafsSource, open_rafs};
 pub use passthrough::{Passthrough, PassthroughBackend, PassthroughError, PassthroughOptions};
 pub use path::{MountPath, PathError};
+#[cfg(feature = "daemon")]
+pub use prefetch::Traces;
 pub use rafs_mount::{RafsMount, RafsMountOptions};
+#[cfg(feature = "daemon")]
+pub use stores::Storage;

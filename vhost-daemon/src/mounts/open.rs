@@ -4,10 +4,10 @@
 
 use super::backend::Backend as _;
 use super::pseudo::hash;
-use super::{IdShift, RafsMount, RafsMountOptions, stores};
+use super::{IdShift, RafsMount, RafsMountOptions, Storage, prefetch, stores};
 use crate::config::Config;
 use rafs::image::{CheckOptions, Image, ImageError};
-use rafs::reader::{Reader, ReaderOptions};
+use rafs::reader::ReaderOptions;
 use rafs_net::NetStore;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -57,8 +57,8 @@ pub struct OpenedRafs {
 /// # Errors
 ///
 /// See [`OpenError`].
-pub fn open_rafs(source: &RafsSource) -> Result<OpenedRafs, OpenError> {
-    let RafsSource { bootstrap, config, .. } = source;
+pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, OpenError> {
+    let RafsSource { bootstrap, config, prefetch_files } = source;
     let image = Arc::new(Image::open(bootstrap)?);
     let identity = identity(bootstrap, &image);
     if config.rafs.validate || config.cache.validate {
@@ -66,21 +66,28 @@ pub fn open_rafs(source: &RafsSource) -> Result<OpenedRafs, OpenError> {
         let options = CheckOptions { inode_digests: true };
         image.check_with(options).map_err(|e| OpenError::Check(e.into()))?;
     }
-    let opened = stores::open(&config.backend).map_err(OpenError::Store)?;
+    let opened = stores::open(&config.backend, storage).map_err(OpenError::Store)?;
     if !config.verify {
         tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
     }
+    let traces = storage.traces();
     let options = ReaderOptions {
         verify: config.verify,
+        cache_limit: config.cache.max_bytes,
+        amplify: u32::try_from(config.rafs.amplify_io).unwrap_or(u32::MAX),
+        trace: traces.record.clone(),
         cache_dir: config.cache.dir.clone(),
         deadline: opened.deadline,
         ..ReaderOptions::default()
     };
-    let reader = Reader::new(image, opened.store, options).map_err(|e| OpenError::Store(e.into()))?;
+    let reader = storage.engine().open(image, opened.store, options);
     if opened.local {
         reader.check_blobs().map_err(|e| OpenError::Store(e.into()))?;
     } else {
         reader.warm();
+    }
+    if let Some(prefetch) = prefetch::of_mount(config, prefetch_files, &traces) {
+        reader.prefetch(prefetch).map_err(|e| OpenError::Store(e.into()))?;
     }
     let options = RafsMountOptions { index: 1, xattr: config.rafs.xattr, timeout: TIMEOUT };
     let ids = config.rafs.id_mapping.map(|m| IdShift { from: m.internal, to: m.external, count: m.range });

@@ -1,11 +1,12 @@
 //! From a configuration to the store it speaks of.
 
+use super::Traces;
 use crate::config::{Backend, LocalFs};
 use anyhow::Context;
-use rafs::reader::ReaderOptions;
+use rafs::reader::{Engine, EngineOptions, ReaderError, ReaderOptions};
 use rafs::store::{LocalDisk, LocalFs as LocalStore, LocalFsOptions, Store};
 use rafs_net::{HttpOptions, NetError, NetRuntime, NetStore};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A store, and how to use it.
@@ -20,8 +21,58 @@ pub(super) struct Opened {
     pub deadline: Duration,
 }
 
-/// Opens the store of a configuration. Network stores own their threads, which end with them.
-pub(super) fn open(backend: &Backend) -> anyhow::Result<Opened> {
+/// What all mounts of a daemon share: fetch threads, memory, open cache files, connections.
+#[derive(Debug)]
+pub struct Storage {
+    engine: Arc<Engine>,
+    /// Threads for network traffic, once there is any.
+    net: Mutex<Option<Arc<NetRuntime>>>,
+    traces: Mutex<Traces>,
+}
+
+impl Storage {
+    /// Starts the fetch threads.
+    ///
+    /// # Errors
+    ///
+    /// Threads cannot be started.
+    pub fn new() -> Result<Self, ReaderError> {
+        let engine = Engine::new(EngineOptions::default())?;
+        Ok(Self { engine, net: Mutex::default(), traces: Mutex::default() })
+    }
+
+    /// The engine that all readers are opened from.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Has mounts from now on take part in these traces.
+    pub fn set_traces(&self, traces: Traces) {
+        *self.traces.lock().unwrap_or_else(PoisonError::into_inner) = traces;
+    }
+
+    /// The traces of new mounts.
+    pub(super) fn traces(&self) -> Traces {
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The runtime that all network stores are opened from.
+    ///
+    /// # Errors
+    ///
+    /// Its threads cannot be started.
+    pub fn net(&self) -> Result<Arc<NetRuntime>, NetError> {
+        let mut net = self.net.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*net {
+            Some(runtime) => Ok(Arc::clone(runtime)),
+            None => Ok(Arc::clone(net.insert(NetRuntime::start()?))),
+        }
+    }
+}
+
+/// Opens the store of a configuration.
+pub(super) fn open(backend: &Backend, storage: &Storage) -> anyhow::Result<Opened> {
     let local = |store: Arc<dyn Store>| Opened {
         store,
         net: None,
@@ -34,16 +85,19 @@ pub(super) fn open(backend: &Backend) -> anyhow::Result<Opened> {
             local(Arc::new(LocalStore::new(LocalFsOptions { dir, alt_dirs, blob_file })?))
         }
         Backend::LocalDisk(disk) => local(Arc::new(LocalDisk::new(&disk.device_path, disk.disable_gpt)?)),
-        Backend::Registry(options, http) => net("registry", http, |r| NetStore::registry(r, options, http))?,
-        Backend::S3(options, http) => net("s3", http, |r| NetStore::s3(r, options, http))?,
-        Backend::Oss(options, http) => net("oss", http, |r| NetStore::oss(r, options, http))?,
+        Backend::Registry(options, http) => {
+            net(storage, "registry", http, |r| NetStore::registry(r, options, http))?
+        }
+        Backend::S3(options, http) => net(storage, "s3", http, |r| NetStore::s3(r, options, http))?,
+        Backend::Oss(options, http) => net(storage, "oss", http, |r| NetStore::oss(r, options, http))?,
         Backend::HttpProxy(options, http) => {
-            net("http-proxy", http, |r| NetStore::http_proxy(r, options, http))?
+            net(storage, "http-proxy", http, |r| NetStore::http_proxy(r, options, http))?
         }
     })
 }
 
 fn net(
+    storage: &Storage,
     kind: &str,
     http: &HttpOptions,
     open: impl FnOnce(&Arc<NetRuntime>) -> Result<NetStore, NetError>,
@@ -51,7 +105,7 @@ fn net(
     if http.skip_verify {
         tracing::warn!("skip_verify: certificates of the {kind} backend's servers are not checked");
     }
-    let store = open(&NetRuntime::start()?).with_context(|| format!("backend {kind}"))?;
+    let store = open(&storage.net()?).with_context(|| format!("backend {kind}"))?;
     let store = Arc::new(store);
     Ok(Opened {
         store: Arc::clone(&store) as Arc<dyn Store>,
