@@ -63,7 +63,8 @@ pub(super) fn open_device() -> io::Result<OwnedFd> {
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, FuseError> {
     let failed = |source| FuseError::Mountpoint { path: path.to_owned(), source };
     if let Some(name) = path.file_name() {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or_else(|| Path::new("."));
         let itself = parent.canonicalize().map_err(failed)?.join(name);
         if connection(&itself).is_some() {
             return Ok(itself);
