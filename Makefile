@@ -72,6 +72,7 @@ bench: deps bench-peer ## Cost of a request, rafsd beside virtiofsd end to end, 
 	target/release/bench-virtio
 	target/release/bench-create
 	target/release/bench-guests
+	target/release/bench-fuse
 
 .PHONY: bench-peer
 bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
