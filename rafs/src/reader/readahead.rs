@@ -170,7 +170,8 @@ impl Ahead {
         let stream = follow(&mut state.streams, chunk, u64::from(own.plain));
         // Who reads the start of a large file mostly goes on.
         let window = if own.plain >= full { stream.consumed.max(own.stored.into()) } else { stream.consumed };
-        if window > 0 {
+        // What is here by other means was fetched for a reason of its own.
+        if window > 0 && (missed || touch == Touch::Guessed) {
             let window = window.min(ceiling);
             if stream.ahead <= chunk {
                 stream.ahead = chunk.saturating_add(1);
