@@ -4,6 +4,7 @@
 
 use crate::blobs::BlobPlace;
 use crate::error::BuildError;
+use crate::external::{self, External};
 use crate::layer::{self, ChunkPool, Compatible, Dictionary, Layer, overlay};
 use crate::options::{ImageOptions, PrefetchPolicy, Version, WhiteoutSpec};
 use crate::output::Output;
@@ -103,6 +104,9 @@ pub struct CreateOptions {
     pub toc: bool,
     /// Bytes of zeros before the chunk data in the blob.
     pub data_offset: u64,
+    /// File for the metadata of external files (see [`ImageOptions::attributes`]) when the bootstrap is inlined; else it
+    /// stays empty.
+    pub external_blob: Option<PathBuf>,
 }
 
 /// What was built.
@@ -112,6 +116,10 @@ pub struct CreateReport {
     pub bootstrap: PathBuf,
     /// Ids in the blob table, in table order.
     pub blobs: Vec<String>,
+    /// The bootstrap of external files; empty when there is none, or it is inlined.
+    pub external_bootstrap: PathBuf,
+    /// Ids of the blobs that hold external files.
+    pub external_blobs: Vec<String>,
     /// Bytes of the new blob file; 0 when no data was stored.
     pub blob_size: u64,
     /// Bytes of the new blob's uncompressed address space.
@@ -182,6 +190,7 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     report.seconds.insert("dump_blob", packing.as_secs_f64());
     report.deduplicated_bytes = packed.deduplicated;
     report.blob_uncompressed_size = packed.uncompressed_end;
+    let external = External::take(&mut tree, &image.attributes, options)?;
     let mut parent_blobs = Vec::new();
     if let Some(mut lower) = lower {
         overlay(&mut lower.tree, &tree, image.whiteout_spec, shift)?;
@@ -221,6 +230,13 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
         })
         .transpose()?;
     report.seconds.insert("dump_bootstrap", (start.elapsed() - packing).as_secs_f64());
+    match external {
+        Some(external) => {
+            let written = external.write(options)?;
+            (report.external_bootstrap, report.external_blobs) = (written.bootstrap, written.blobs);
+        }
+        None => external::write_empty(options)?,
+    }
     let blob = blob.into_output()?;
     match (target, &own) {
         (BlobTarget::CacheDirectory(dir), Some(own)) => {

@@ -13,11 +13,13 @@
 //! * `rebuild`: images made from images: [`compact`], [`optimize`], [`generate_chunk_dict`].
 //! * `stat`: numbers about images.
 //! * `unpack`: images back to tar archives: [`unpack`].
+//! * `attributes`, `external`: files whose data is in an external store.
 //! * [`build`](create): the steps from a source to an image.
 //! * [`cmd`]: the `rafs-image` command line; thin.
 //!
 //! What does not: the formats (`rafs::layout`), reading images (`rafs::image`, `rafs::reader`).
 
+mod attributes;
 mod blobs;
 mod build;
 mod build_ref;
@@ -29,6 +31,7 @@ pub mod cmd;
 mod diff;
 mod error;
 mod export;
+mod external;
 #[cfg(feature = "cli")]
 mod human;
 mod inspect;
@@ -51,6 +54,7 @@ mod tree;
 mod unpack;
 mod write;
 
+pub use attributes::{Attributes, ExternalFile};
 pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
 pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, StargzLayer, create};
 pub use diff::{Change, ChangeKind, ChunkReport, ChunkSum, DiffOptions, DiffSummary, Difference, diff};

@@ -6,6 +6,7 @@
 use crate::error::BuildError;
 use rafs::codec::{Compressor, Digester};
 use rafs::layout::{CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN};
+use std::sync::Arc;
 
 /// Metadata format: RAFS v5, or v6 (an EROFS file system with RAFS tables).
 pub use rafs::image::FsVersion as Version;
@@ -94,6 +95,8 @@ pub struct ImageOptions {
     pub whiteout_spec: WhiteoutSpec,
     /// What is done for the files that `prefetch_patterns` name.
     pub prefetch_policy: PrefetchPolicy,
+    /// Which files are stored elsewhere: their data is not read.
+    pub attributes: Arc<crate::attributes::Attributes>,
     /// Absolute paths, in order of importance.
     pub prefetch_patterns: crate::prefetch::Patterns,
     /// Threads that read, digest and compress; at least 1.
@@ -135,6 +138,7 @@ impl Default for ImageOptions {
             repeatable: false,
             whiteout_spec: WhiteoutSpec::Oci,
             prefetch_policy: PrefetchPolicy::None,
+            attributes: Arc::default(),
             prefetch_patterns: crate::prefetch::Patterns::default(),
             threads: std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN),
         }

@@ -109,11 +109,7 @@ fn bad_input_is_one_line_that_names_the_file() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let copy = Copy::of(&case("v6-zstd-blake3"));
-    for (flags, feature) in [
-        (&["--id", "y"][..], "take-over"),
-        (&["--upgrade"], "upgrade"),
-        (&["--dedup-db", "x"], "deduplication"),
-    ] {
+    for (flags, feature) in [(&["--upgrade"][..], "taken over"), (&["--dedup-db", "x"], "deduplication")] {
         let mut command = copy.command();
         command.args(flags);
         refused(command, &[flags[0], feature]);

@@ -16,6 +16,8 @@ pub mod fuse;
 #[cfg(feature = "daemon")]
 pub mod fusedev;
 #[cfg(feature = "daemon")]
+pub mod image_ref;
+#[cfg(feature = "daemon")]
 pub mod log_level;
 mod log_limit;
 pub mod mounts;

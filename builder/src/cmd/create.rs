@@ -58,6 +58,15 @@ pub(super) struct CreateArgs {
     #[arg(short = 'b', long, value_name = "FILE")]
     blob: Option<PathBuf>,
 
+    /// File or FIFO for the metadata of external files (see --attributes) when the bootstrap goes into the blob
+    #[arg(long, value_name = "FILE", requires = "attributes")]
+    external_blob: Option<PathBuf>,
+
+    /// File with attributes of paths, as in .gitattributes: files with type=external stay in the blob that blob_id,
+    /// chunk_size, chunk_0_compressed_offset and compressed_size name, and go to an image of their own
+    #[arg(long, value_name = "FILE")]
+    attributes: Option<PathBuf>,
+
     /// Put the bootstrap into the blob, behind the data
     #[arg(long, alias = "inline-bootstrap", conflicts_with_all = ["bootstrap", "blob_id"])]
     blob_inline_meta: bool,
@@ -188,6 +197,8 @@ fn write_json(options: &CreateOptions, report: &CreateReport, path: &std::path::
     let mut json =
         Report::new(&report.bootstrap, &report.blobs, options.image.version, options.image.compressor.name());
     let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    json.external_bootstrap = report.external_bootstrap.to_string_lossy().into_owned();
+    json.external_blobs = &report.external_blobs;
     json.trace = Trace {
         consumed_time: report.seconds.clone(),
         registered_events: [

@@ -18,9 +18,10 @@ pub(super) struct Report<'a> {
     pub bootstrap: String,
     /// Ids in the blob table, in table order.
     pub blobs: &'a [String],
-    /// Always empty: external files have an image of their own.
-    external_bootstrap: &'static str,
-    external_blobs: [String; 0],
+    /// Path of the bootstrap of external files; empty without such.
+    pub external_bootstrap: String,
+    /// Ids of the blobs that hold them.
+    pub external_blobs: &'a [String],
     /// For people; no fixed set of keys.
     pub trace: Trace<'a>,
     /// `5` or `6`.
@@ -50,8 +51,8 @@ impl<'a> Report<'a> {
             version: super::version::version_and_commit(),
             bootstrap: bootstrap.to_string_lossy().into_owned(),
             blobs,
-            external_bootstrap: "",
-            external_blobs: [],
+            external_bootstrap: String::new(),
+            external_blobs: &[],
             trace: Trace::default(),
             fs_version: version.to_string(),
             compressor,

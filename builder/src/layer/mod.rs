@@ -15,4 +15,4 @@ pub(crate) use dictionary::Dictionary;
 pub(crate) use known::{KnownChunks, Referred};
 pub(crate) use load::{ChunkPool, Layer, as_part, open, stored_part};
 pub use merge::{MergeOptions, MergeReport, OwnBlob, merge};
-pub(crate) use overlay::overlay;
+pub(crate) use overlay::{copied, overlay};

@@ -107,7 +107,12 @@ fn mark<'a>(upper: &'a Tree, id: NodeId, spec: WhiteoutSpec) -> Mark<'a> {
 }
 
 /// Attributes of `id` for the lower tree, which has its own sets of xattrs.
-fn copied(lower: &mut Tree, upper: &Tree, id: NodeId, opaque: bool) -> Result<Attributes, BuildError> {
+pub(crate) fn copied(
+    lower: &mut Tree,
+    upper: &Tree,
+    id: NodeId,
+    opaque: bool,
+) -> Result<Attributes, BuildError> {
     let mut pairs: Vec<_> = upper
         .xattrs(id)
         .iter()

@@ -32,6 +32,8 @@ pub(crate) struct DirectorySource {
     root: Arc<OwnedFd>,
     spec: WhiteoutSpec,
     repeatable: bool,
+    /// Which files are stored elsewhere.
+    attributes: Arc<crate::attributes::Attributes>,
     chunk_size: ChunkSize,
     prefetch: Option<Patterns>,
     progress: Arc<Progress>,
@@ -83,6 +85,7 @@ impl DirectorySource {
             root: Arc::new(root),
             spec: options.whiteout_spec,
             repeatable: options.repeatable,
+            attributes: options.attributes.clone(),
             chunk_size: options.chunk_size,
             prefetch: (options.prefetch_policy != PrefetchPolicy::None)
                 .then(|| options.prefetch_patterns.clone()),
@@ -192,10 +195,15 @@ impl DirectorySource {
             tree.set_target(node, target.to_bytes())?;
         } else if entry.is_dir() {
             self.unlisted.push(node);
-        } else if entry.is_file() && entry.attributes.size > 0 {
+        } else if entry.is_file() && entry.attributes.size > 0 && !self.is_external(tree, node) {
             self.files.push_back(node);
         }
         Ok(())
+    }
+
+    /// Whether the data of a file is stored elsewhere: then it is not read.
+    fn is_external(&self, tree: &Tree, node: NodeId) -> bool {
+        !self.attributes.is_empty() && self.attributes.is_external(&tree.path(node))
     }
 
     /// Lists everything and moves the files that patterns name to the front, in pattern order.
@@ -208,7 +216,7 @@ impl DirectorySource {
         // Nodes are in numbering order, and so is each pattern's group: the sort is stable.
         let mut named: Vec<(usize, NodeId)> = Vec::new();
         for id in (0..tree.len()).filter_map(|n| u32::try_from(n).ok()).map(NodeId) {
-            if tree.node(id).is_file() && tree.node(id).attributes.size > 0 {
+            if tree.node(id).is_file() && tree.node(id).attributes.size > 0 && !self.is_external(tree, id) {
                 let path = tree.path(id);
                 let rank = (0..=path.len())
                     .filter(|at| *at == path.len() || path[*at] == b'/')

@@ -43,6 +43,7 @@ pub fn options(source: &Path, out: &Path, image: ImageOptions) -> CreateOptions 
         chunk_dict: None,
         toc: false,
         data_offset: 0,
+        external_blob: None,
     }
 }
 

@@ -1,8 +1,10 @@
 //! What tests need around the program under test: processes, built binaries and the daemons to talk to.
 
+pub mod api;
 pub mod binaries;
 pub mod daemon;
 pub mod image;
 pub mod process;
 pub mod random;
 pub mod served;
+pub mod supervisor;

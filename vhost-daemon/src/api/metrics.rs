@@ -2,6 +2,7 @@
 
 use crate::daemon::Mounted;
 use crate::mounts::{CLASSES, OPS, OpTotals};
+use rafs::reader::EngineMetrics;
 use rafs_net::{LATENCY_BUCKETS_MS, NetCounters};
 use serde_json::{Value, json};
 
@@ -68,8 +69,8 @@ fn latencies(counters: &NetCounters) -> ([u64; CLASSES], u64) {
     (dist, millis)
 }
 
-/// The cache behind a mount.
-pub(super) fn blobcache(mounted: &Mounted) -> Value {
+/// The cache behind a mount. Reads and bytes are counted for the whole daemon, whose mounts share their caches.
+pub(super) fn blobcache(mounted: &Mounted, engine: &EngineMetrics) -> Value {
     let cache = mounted.config.as_ref().map(|config| &config.cache);
     let dir = cache.and_then(|cache| cache.dir.as_deref());
     let image = mounted.backend.as_rafs().map(|rafs| rafs.reader().image());
@@ -82,11 +83,11 @@ pub(super) fn blobcache(mounted: &Mounted) -> Value {
         "underlying_files": files,
         "store_path": dir.map(|dir| dir.display().to_string()).unwrap_or_default(),
         "partial_hits": 0,
-        "whole_hits": 0,
-        "total": 0,
+        "whole_hits": engine.hits,
+        "total": engine.hits.saturating_add(engine.fetched_reads),
         "entries_count": 0,
-        "prefetch_data_amount": 0,
-        "prefetch_requests_count": 0,
+        "prefetch_data_amount": engine.prefetched_bytes,
+        "prefetch_requests_count": engine.stores.iter().map(|store| store.prefetch_requests).sum::<u64>(),
         "prefetch_workers": prefetch.filter(|p| p.enable).map_or(0, |p| p.threads),
         "prefetch_unmerged_chunks": 0,
         "prefetch_cumulative_time_millis": 0,

@@ -2,6 +2,7 @@
 
 use super::routes::App;
 use crate::mounts::{LATENCY_BOUNDS_US, OP_NAMES, OpTotals};
+use rafs::reader::EngineMetrics;
 use std::fmt::Write as _;
 
 /// Content type of the text form.
@@ -48,6 +49,7 @@ pub(super) fn page(app: &App) -> String {
     let totals: Vec<(String, OpTotals)> =
         mounts.iter().map(|m| (m.path.to_string(), m.backend.counters().totals())).collect();
     operations(&mut text, &totals);
+    engine(&mut text, &daemon.storage().engine().metrics());
     text.family("rafsd_store_fetches_total", "counter", "Ranges asked of the store behind a mount.");
     for mounted in &mounts {
         if let Some(net) = &mounted.net {
@@ -80,6 +82,58 @@ pub(super) fn page(app: &App) -> String {
         }
     }
     text.0
+}
+
+/// What the fetch side did, for all mounts together.
+fn engine(text: &mut Text, metrics: &EngineMetrics) {
+    for (name, kind, help, value) in [
+        ("rafsd_cache_hits_total", "counter", "Reads that were ready when they came.", metrics.hits),
+        ("rafsd_cache_hit_bytes_total", "counter", "Bytes of reads that were ready.", metrics.hit_bytes),
+        ("rafsd_cache_misses_total", "counter", "Units that a read had to wait for.", metrics.misses),
+        ("rafsd_fetched_reads_total", "counter", "Reads that went to the fetch side.", metrics.fetched_reads),
+        ("rafsd_reads_waiting", "gauge", "Reads that wait for the fetch side.", metrics.waiting),
+        (
+            "rafsd_reads_failed_deadline_total",
+            "counter",
+            "Reads without data in time.",
+            metrics.failed_deadline,
+        ),
+        ("rafsd_reads_failed_other_total", "counter", "Reads that failed otherwise.", metrics.failed_other),
+        (
+            "rafsd_wanted_bytes_total",
+            "counter",
+            "Stored bytes of units that somebody read.",
+            metrics.wanted_bytes,
+        ),
+        (
+            "rafsd_guessed_bytes_total",
+            "counter",
+            "Bytes fetched beside what was asked for.",
+            metrics.guessed_bytes,
+        ),
+        (
+            "rafsd_prefetched_bytes_total",
+            "counter",
+            "Stored bytes that prefetch asked for.",
+            metrics.prefetched_bytes,
+        ),
+        (
+            "rafsd_damaged_units_total",
+            "counter",
+            "Units that did not match their digest.",
+            metrics.damaged_units,
+        ),
+        (
+            "rafsd_evicted_bytes_total",
+            "counter",
+            "Bytes taken from caches to stay below their limit.",
+            metrics.evicted_bytes,
+        ),
+        ("rafsd_uncached_units_total", "counter", "Units that no cache file took.", metrics.uncached_units),
+    ] {
+        text.family(name, kind, help);
+        text.sample(name, &[], value);
+    }
 }
 
 fn operations(text: &mut Text, mounts: &[(String, OpTotals)]) {

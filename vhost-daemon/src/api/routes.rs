@@ -166,7 +166,10 @@ impl App {
                 Work::Now(self.metrics(&request, "BackendMetrics", by_id, metrics::backend))
             }
             "/api/v1/metrics/blobcache" => {
-                Work::Now(self.metrics(&request, "BlobcacheMetrics", by_id, metrics::blobcache))
+                let engine = self.daemon.storage().engine().metrics();
+                Work::Now(
+                    self.metrics(&request, "BlobcacheMetrics", by_id, |m| metrics::blobcache(m, &engine)),
+                )
             }
             "/api/v1/metrics/inflight" => Work::Now(self.inflight(&request)),
             "/api/v1/config" => Work::Now(self.runtime_config(&request)),
@@ -282,6 +285,12 @@ impl App {
                     let done = path.and_then(|path| wanted.request(path)).and_then(|request| {
                         if remount { app.daemon.remount(&request) } else { app.daemon.mount(&request) }?;
                         if let Some(mounted) = app.daemon.mounted_at(&request.path) {
+                            tracing::info!(
+                                "mounted {} {} at {}",
+                                mounted.kind.name(),
+                                mounted.source,
+                                mounted.path
+                            );
                             app.apply_runtime(&mounted);
                         }
                         Ok(())

@@ -9,7 +9,7 @@ use super::routes::{App, Request, Work};
 use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Empty, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
@@ -209,15 +209,17 @@ async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Res
     let path = head.uri.path().to_owned();
     let query = head.uri.query().unwrap_or_default().to_owned();
     tracing::debug!("<--- {method} {path}");
+    // One that says beforehand that it is too large need not be waited for.
+    let announced = body.size_hint().lower();
+    if announced > BODY_MAX as u64 {
+        return wire(too_large(&announced.to_string()));
+    }
     let answer = match Limited::new(body, BODY_MAX).collect().await {
         Ok(body) => {
             let body = body.to_bytes().to_vec();
             run(shared, Request { method, path, query, body }).await
         }
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
-            let size = head.headers.get(hyper::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok());
-            too_large(size.unwrap_or("unknown"))
-        }
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => too_large("unknown"),
         Err(_) => Answer::bad_request(),
     };
     tracing::debug!("---> {}", answer.status);
@@ -225,7 +227,6 @@ async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Res
 }
 
 fn too_large(size: &str) -> Answer {
-    let size: String = size.chars().take(30).collect();
     let text = format!(
         "{{ \"error\": \"Request payload with size {size} is larger than the limit of {BODY_MAX} allowed by server.\\nAll \
          previous unanswered requests will be dropped.\" }}"

@@ -21,10 +21,14 @@ pub(super) fn run(args: &FuseArgs, ignored: &[String]) -> anyhow::Result<()> {
         );
     }
     let mount = if successor { None } else { serve::first_mount(common)? };
-    if mount.is_none() && common.apisock.is_none() {
+    if mount.is_none() && common.image.is_none() && common.apisock.is_none() {
         bail!("nothing to mount: say --bootstrap FILE or --shared-dir DIR, or --apisock PATH to mount later");
     }
     let mut start = serve::begin(common, ignored)?;
+    let mount = match mount {
+        None if !successor => serve::image_mount(common, &start)?,
+        given => given,
+    };
     if let Some(mount) = &mount {
         start.daemon.mount(mount)?;
     }

@@ -38,7 +38,7 @@ pub fn run(cli: Cli, ignored: &[String]) -> anyhow::Result<()> {
 fn virtiofs(args: &VirtiofsArgs, ignored: &[String]) -> anyhow::Result<()> {
     let common = &args.common;
     let mount = serve::first_mount(common)?;
-    if mount.is_none() && common.apisock.is_none() {
+    if mount.is_none() && common.image.is_none() && common.apisock.is_none() {
         bail!(
             "nothing to serve: say --bootstrap FILE, --image REF or --shared-dir DIR, or --apisock PATH to mount later"
         );
@@ -47,6 +47,10 @@ fn virtiofs(args: &VirtiofsArgs, ignored: &[String]) -> anyhow::Result<()> {
         bail!("--upgrade: virtio-fs sockets cannot be taken over; start without it");
     }
     let mut start = serve::begin(common, ignored)?;
+    let mount = match mount {
+        None => serve::image_mount(common, &start)?,
+        given => given,
+    };
     if let Some(mount) = &mount {
         start.daemon.mount(mount)?;
     }
@@ -55,6 +59,10 @@ fn virtiofs(args: &VirtiofsArgs, ignored: &[String]) -> anyhow::Result<()> {
     let started = args.sock.iter().try_for_each(|socket| devices.add(&start.daemon, socket.spec(queues)));
     start.daemon.set_transport(Arc::clone(&devices) as _);
     let served = started.map_err(anyhow::Error::from).and_then(|()| {
+        serve::raise_file_limit(common.rlimit_nofile);
+        if let Some(mount) = &mount {
+            tracing::info!("mounted {} {} at {}", mount.kind.name(), mount.source.display(), mount.path);
+        }
         start.daemon.running();
         let mut api = serve::api(common, &start, Some(Arc::clone(&devices)), queues)?;
         serve::wait(&mut start, common);

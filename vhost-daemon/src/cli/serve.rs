@@ -7,6 +7,7 @@ use super::{OnOff, logging};
 use crate::api::{ApiServer, App};
 use crate::config::{Config, Environment};
 use crate::daemon::{Daemon, Devices, FsKind, Identity, MountConfig, MountRequest, StartupConfig, Version};
+use crate::image_ref;
 use crate::log_level::LogControl;
 use crate::mounts::{MountPath, Traces};
 use crate::notify;
@@ -43,7 +44,6 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
     }
     // Signals wait from here on, so that one that comes early ends the daemon in order too.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot wait for signals")?;
-    raise_file_limit(common.rlimit_nofile);
     let identity = Identity {
         version: Version::of_build(),
         id: common.id.clone(),
@@ -67,7 +67,8 @@ pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountReq
         }));
     }
     if common.image.is_some() {
-        bail!("--image: starting from a registry is not built yet; leave the flag out");
+        // Found when there is somebody to ask with: `image_mount`.
+        return Ok(None);
     }
     let Some(bootstrap) = &common.bootstrap else {
         if common.localfs_dir.is_some() {
@@ -96,6 +97,31 @@ pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountReq
         path,
         kind: FsKind::Rafs,
         source: bootstrap.clone(),
+        config: MountConfig::Startup(startup),
+        prefetch_files: prefetch_files(common)?,
+    }))
+}
+
+/// The mount of `--image`, found in its registry or layout.
+pub(super) fn image_mount(common: &CommonArgs, start: &Start) -> anyhow::Result<Option<MountRequest>> {
+    let Some(image) = &common.image else { return Ok(None) };
+    let text = match &common.config {
+        Some(file) => Some(Config::read(file).with_context(|| format!("--config {}", file.display()))?),
+        None => None,
+    };
+    if common.localfs_dir.is_some() {
+        bail!(
+            "--localfs-dir does not go with --image, which knows where its blobs are; say --config for a cache directory"
+        );
+    }
+    let found = image_ref::resolve(image, text.as_deref(), start.daemon.storage())?;
+    tracing::info!("image {image}: bootstrap {}", found.bootstrap.display());
+    let verify = common.verify.map(|verify| verify == OnOff::On);
+    let startup = StartupConfig { text: Some(found.config), localfs_dir: None, verify };
+    Ok(Some(MountRequest {
+        path: MountPath::parse(&common.virtual_mountpoint).context("--virtual-mountpoint")?,
+        kind: FsKind::Rafs,
+        source: found.bootstrap,
         config: MountConfig::Startup(startup),
         prefetch_files: prefetch_files(common)?,
     }))
@@ -164,7 +190,7 @@ pub(super) fn default_queues() -> u16 {
 }
 
 /// Raises the limit of open files as far as it may be raised.
-fn raise_file_limit(wanted: u64) {
+pub(super) fn raise_file_limit(wanted: u64) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     if wanted == 0 {
         return;

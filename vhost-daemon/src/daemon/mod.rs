@@ -131,7 +131,6 @@ impl Daemon {
             }
         }
         self.mounts().insert(request.path.clone(), Arc::clone(&mounted));
-        tracing::info!("mounted {} {} at {}", mounted.kind.name(), mounted.source, request.path);
         Ok(())
     }
 

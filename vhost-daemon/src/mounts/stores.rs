@@ -57,7 +57,12 @@ impl Storage {
         self.traces.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn net(&self) -> Result<Arc<NetRuntime>, NetError> {
+    /// The runtime that all network stores are opened from.
+    ///
+    /// # Errors
+    ///
+    /// Its threads cannot be started.
+    pub fn net(&self) -> Result<Arc<NetRuntime>, NetError> {
         let mut net = self.net.lock().unwrap_or_else(PoisonError::into_inner);
         match &*net {
             Some(runtime) => Ok(Arc::clone(runtime)),

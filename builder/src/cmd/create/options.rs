@@ -6,13 +6,15 @@ use super::super::backend::{ConfigFile, Section};
 use super::super::values::{FeatureArg, SourceType};
 use super::super::{compact, prefetch};
 use super::CreateArgs;
+use crate::attributes::Attributes;
 use crate::blobs::BlobPlace;
 use crate::build::{BlobTarget, BootstrapTarget, CreateOptions, SourceKind, StargzLayer};
 use crate::options::{ChunkSize, ImageOptions, PrefetchPolicy};
 use crate::rebuild::CompactOptions;
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use rafs::codec::{Compressor, Digester};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Chunk size of an eStargz layer, unless it was made with another one.
 const STARGZ_CHUNK_SIZE: u64 = 0x40_0000;
@@ -77,6 +79,7 @@ impl CreateArgs {
             whiteout_spec: self.whiteout_spec.into(),
             prefetch_policy,
             prefetch_patterns,
+            attributes: self.attributes()?,
             ..self.codecs()
         };
         let image = match self.threads {
@@ -101,8 +104,20 @@ impl CreateArgs {
             chunk_dict: self.chunk_dict.clone(),
             toc: self.features.contains(&FeatureArg::BlobToc),
             data_offset: self.blob_offset,
+            external_blob: self.external_blob.clone(),
         };
         Ok(Wanted { build, compact })
+    }
+
+    fn attributes(&self) -> anyhow::Result<Arc<Attributes>> {
+        let Some(file) = &self.attributes else { return Ok(Arc::default()) };
+        if self.kind.is_reference() || self.kind == SourceType::Tarfs {
+            bail!("--attributes cannot be used with --type {}", self.kind_name());
+        }
+        let text = std::fs::read(file).with_context(|| format!("cannot read attributes {file:?}"))?;
+        let attributes =
+            Attributes::parse(&text).map_err(|reason| anyhow!("attributes {file:?}: {reason}"))?;
+        Ok(Arc::new(attributes))
     }
 
     fn kind_name(&self) -> String {

@@ -45,6 +45,8 @@ pub(crate) struct TarSource {
     entries: Option<Entries<Stream>>,
     index: NameIndex,
     repeatable: bool,
+    /// Which files are stored elsewhere.
+    attributes: Arc<crate::attributes::Attributes>,
     chunk_size: ChunkSize,
     progress: Arc<Progress>,
     /// The file whose data is being handed out: node, size, next piece.
@@ -119,6 +121,7 @@ impl TarSource {
             entries: Some(Entries::new(stream)),
             index: NameIndex::default(),
             repeatable: options.repeatable,
+            attributes: options.attributes.clone(),
             chunk_size: options.chunk_size,
             progress,
             current: None,
@@ -155,6 +158,11 @@ impl TarSource {
                 reason: format!("at byte {offset} of the archive: {reason}"),
             },
         }
+    }
+
+    /// Whether the data of a file is stored elsewhere: then it is passed over.
+    fn is_external(&self, tree: &Tree, node: NodeId) -> bool {
+        !self.attributes.is_empty() && self.attributes.is_external(&tree.path(node))
     }
 
     fn refused(&self, entry: &[u8], reason: impl Into<String>) -> BuildError {
@@ -203,6 +211,7 @@ impl TarSource {
                 tree.set_target(node, &entry.link)?;
             }
             Kind::Hardlink => self.link(tree, node, &entry.link, &path)?,
+            Kind::File if self.is_external(tree, node) => {}
             Kind::File if entry.size > 0 => {
                 if u32::try_from(self.chunk_size.chunks(entry.size)).is_err() {
                     return Err(

@@ -3,10 +3,12 @@
 mod auth;
 mod challenge;
 mod docker_config;
+mod manifest;
 mod redirect;
 mod token;
 
 pub(crate) use auth::Authenticator;
+pub use manifest::fetch_manifest;
 
 use crate::answer::Ranges;
 use crate::endpoint::{Answering, Endpoint, Want, escape, escape_path};
@@ -70,6 +72,7 @@ impl NetStore {
                 locations: Locations::default(),
                 blob_url_scheme: options.blob_url_scheme,
                 blob_redirected_host: options.blob_redirected_host.clone(),
+                objects: Objects::Blobs,
             }))
         };
         let mut mirrors: Vec<Box<dyn Endpoint>> = Vec::new();
@@ -120,6 +123,16 @@ struct Registry {
     blob_redirected_host: Option<String>,
     may_fall_back: bool,
     fallen_back: AtomicBool,
+    objects: Objects,
+}
+
+/// What object names mean.
+#[derive(Clone, Copy, Debug)]
+enum Objects {
+    /// sha256 of a blob.
+    Blobs,
+    /// Tag or digest of a manifest.
+    Manifests,
 }
 
 impl Registry {
@@ -128,7 +141,13 @@ impl Registry {
             Some(rest) if self.fallen_back.load(Ordering::Relaxed) => format!("http{rest}"),
             _ => self.base.clone(),
         };
-        format!("{base}/v2/{}/blobs/sha256:{}", self.repo, escape(object))
+        match self.objects {
+            Objects::Blobs => format!("{base}/v2/{}/blobs/sha256:{}", self.repo, escape(object)),
+            // A digest keeps its colon, which is legal there.
+            Objects::Manifests => {
+                format!("{base}/v2/{}/manifests/{}", self.repo, escape(object).replace("%3A", ":"))
+            }
+        }
     }
 
     async fn fetch(&self, link: &Link, object: &str, want: Want, route: Route) -> Result<Exchange, Failure> {

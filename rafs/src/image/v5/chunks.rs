@@ -97,10 +97,10 @@ impl<'a> Chunks<'a> {
                 let chunk_size = u64::from(self.base.chunk_size);
                 let start = index << self.base.chunk_size.trailing_zeros();
                 let expected = self.file_size.saturating_sub(start).min(chunk_size);
-                let full = file_offset == start && u64::from(size) == expected;
-                if !full
-                    && !(file_offset == start && u64::from(size) < expected && self.is_dictionary(record))
-                {
+                let full = u64::from(size) == expected;
+                let right = file_offset == start
+                    && (full || (u64::from(size) < expected && self.is_dictionary(record)));
+                if !right {
                     return Err(corrupt("a chunk of it is not where its position says"));
                 }
             }
