@@ -5,15 +5,18 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
-FUZZ_TARGETS := bootstrap_v5 bootstrap_v6 blob_meta fuse_request
+FUZZ_TARGETS := bootstrap_v5 bootstrap_v6 blob_meta fuse_request tar_archive tar_stream patterns stargz_toc compact_json attributes
 FUZZ_SECONDS ?= 30
 DEMO_DIR ?=
 PEER_DIR := target/peer
+# What one build of the whole workspace leaves. Tests and the demo take the programs from there: cargo would build some
+# dependencies again for fewer crates, with fewer features.
+BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 
 # Packages of Debian 12 and newer: a C compiler for zstd and libdeflate, QEMU for guests, the unpackers of kernel
-# packages, and servers that blobs come from.
+# packages, servers that blobs come from, and a browser that looks at reports.
 PACKAGES := gcc libc6-dev ca-certificates qemu-system-x86 kmod xz-utils zstd lz4 \
-  docker-registry apache2-utils nginx-light openssl tinyproxy
+  docker-registry apache2-utils nginx-light openssl tinyproxy chromium-headless-shell
 
 .PHONY: help
 help: ## This list
@@ -39,8 +42,8 @@ build: ## Build rafsd and rafs-image for use: target/release
 
 .PHONY: demo
 demo: deps ## Pack a directory (DEMO_DIR=...), serve it, boot a Linux guest that reads it
-	$(CARGO) build -q -p rafsd -p rafs-builder
-	$(CARGO) run -q -p guest-tests --bin demo -- $(DEMO_DIR)
+	$(CARGO) build -q --workspace
+	RAFSD_TEST_BIN_DIR=$(BIN_DIR) $(BIN_DIR)/demo $(DEMO_DIR)
 
 .PHONY: lint
 lint: ## Formatting and clippy, warnings are errors
@@ -49,7 +52,8 @@ lint: ## Formatting and clippy, warnings are errors
 
 .PHONY: unit
 unit: deps ## All tests of the workspace, those with real guests included
-	$(CARGO) test --workspace --no-fail-fast
+	$(CARGO) build --workspace
+	RAFSD_TEST_BIN_DIR=$(BIN_DIR) $(CARGO) test --workspace --no-fail-fast
 
 .PHONY: fuzz
 fuzz: deps ## Each fuzz target for FUZZ_SECONDS

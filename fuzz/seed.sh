@@ -43,3 +43,34 @@ message readdirplus 44 "$zeros$zeros"'\000\020\000\000\000\000\000\000'"$zeros$z
 message read 15 "$zeros$zeros"'\000\020\000\000\000\000\000\000'"$zeros$zeros"
 message init 26 '\007\000\000\000\051\000\000\000\000\000\002\000\377\377\377\377'"$zeros"
 message getxattr 22 '\000\001\000\000\000\000\000\000user.a\000'
+
+# Archives behind their settings (see src/archive.rs): every header made right, chunks of 4 KiB. Streams as they are.
+mkdir -p corpus/tar_archive corpus/tar_stream corpus/patterns
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/tree/dir"
+printf 'some text\n' > "$work/tree/dir/file"
+head -c 9000 seed.sh > "$work/tree/larger"
+ln -s dir/file "$work/tree/link"
+ln "$work/tree/dir/file" "$work/tree/second"
+: > "$work/tree/$(printf '%0200d' 7)"
+for format in v7 ustar gnu pax; do
+    case $format in v7|ustar) list="dir larger link second" ;; *) list=. ;; esac
+    # shellcheck disable=SC2086
+    tar -C "$work/tree" --format="$format" --owner=0 --group=0 --mtime=@0 -cf "$work/$format" $list
+    { printf '\374'; head -c 8192 "$work/$format"; } > "corpus/tar_archive/$format"
+done
+{ printf '\374'; cat "$work/pax"; } > corpus/tar_archive/whole
+gzip -nc "$work/gnu" > corpus/tar_stream/gzip
+gzip -1nc "$work/pax" | tail -c +11 > corpus/tar_stream/deflate
+{ gzip -nc "$work/v7"; gzip -nc "$work/gnu"; } > corpus/tar_stream/members
+zstd -qc "$work/gnu" > corpus/tar_stream/zstd
+printf '/bin\n/lib/a b\n//usr/./share/\nrelative\n/lib/a b/c\n' > corpus/patterns/list
+
+# Texts of the builder: indexes of stargz layers, the numbers of a compaction, attributes of external files.
+mkdir -p corpus/stargz_toc corpus/compact_json corpus/attributes
+cp ../guest-tests/corpus/stargz/*.index.json corpus/stargz_toc/
+printf '{"min_used_ratio": 10, "compact_blob_size": 10485760, "blobs_dir": "/b"}' > corpus/compact_json/builder
+printf '{"MinUsedRatio":"5","CompactBlobSize":"10485760","MaxCompactSize":"1","LayersToCompact":"32"}' > corpus/compact_json/nydusify
+printf '{"version":"v1","files":[{"path":"/x","ranges":[[0,4096]]}]}' > corpus/compact_json/files
+printf '# model\n*.bin type=external chunk_size=4MiB\n/a/**/b?c blob_id=ab chunk_0_compressed_offset=4096 compressed_size=1G crcs=0x1,0x2\n"/a b\\040" -type\n' > corpus/attributes/rules

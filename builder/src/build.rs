@@ -52,6 +52,15 @@ pub struct StargzLayer {
     pub chunk_meta: Option<PathBuf>,
 }
 
+impl SourceKind {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) | Self::Tar(path) | Self::TarReference(path) | Self::Tarfs(path) => path,
+            Self::StargzIndex(layer) => &layer.index,
+        }
+    }
+}
+
 /// Where the data blob goes.
 #[derive(Clone, Debug)]
 pub enum BlobTarget {
@@ -134,6 +143,7 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
     if options.toc && options.image.version == Version::V5 {
         return Err(BuildError::Options("a table of contents (blob-toc) needs RAFS v6".to_owned()));
     }
+    progress.set_at(options.source.path());
     if let SourceKind::Tarfs(path) = &options.source {
         return crate::build_tarfs::create(options, path, progress);
     }

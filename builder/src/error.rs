@@ -62,6 +62,19 @@ pub enum BuildError {
     /// Options that do not go together, or a value out of range.
     #[error("{0}")]
     Options(String),
+    /// Somebody asked to stop.
+    #[error("interrupted by signal {signal} while reading {at:?}: nothing was written")]
+    Interrupted {
+        /// Number of the signal.
+        signal: i32,
+        /// What was being read.
+        at: PathBuf,
+    },
+    /// A promise between parts of this program was broken.
+    #[error(
+        "internal error: {0}. This is a defect of rafs-image: report it with the command line; nothing was written"
+    )]
+    Internal(&'static str),
     /// Compression failed.
     #[error("cannot compress a piece of {path:?}: {reason}")]
     Compress {

@@ -41,6 +41,7 @@ exit          leave
 ///
 /// # Errors
 /// When an inode is corrupt, or `out` does not take it.
+#[cfg(feature = "cli")]
 pub(crate) fn list_all(image: &Image, out: &mut dyn std::io::Write) -> anyhow::Result<()> {
     let mut pending = vec![(image.inode(image.root())?, String::from("/"))];
     while let Some((inode, path)) = pending.pop() {

@@ -9,6 +9,7 @@
 //! * `write`: v5 and v6 bootstraps.
 //! * `blobs`: data of existing images, read back: [`verify`].
 //! * `inspect`, `export`: looking into images, and making disk images of them.
+//! * `study`, `diff`, `report`: what existing images consist of, what changed between them, where their bytes are.
 //! * `rebuild`: images made from images: [`compact`], [`optimize`], [`generate_chunk_dict`].
 //! * `stat`: numbers about images.
 //! * `unpack`: images back to tar archives: [`unpack`].
@@ -25,21 +26,30 @@ mod build_ref;
 mod build_stargz;
 mod build_tarfs;
 mod cache_files;
+#[cfg(feature = "cli")]
 pub mod cmd;
+mod diff;
 mod error;
 mod export;
 mod external;
+#[cfg(feature = "cli")]
+mod human;
 mod inspect;
 mod layer;
 mod options;
 mod output;
 mod pack;
+#[doc(hidden)]
+pub mod parsers;
 mod prefetch;
 mod progress;
 mod rebuild;
+#[cfg(feature = "cli")]
+mod report;
 mod secret;
 mod source;
 mod stat;
+mod study;
 mod tree;
 mod unpack;
 mod write;
@@ -47,6 +57,7 @@ mod write;
 pub use attributes::{Attributes, ExternalFile};
 pub use blobs::{BlobDataError, BlobPlace, VerifyReport, verify};
 pub use build::{BlobTarget, BootstrapTarget, CreateOptions, CreateReport, SourceKind, StargzLayer, create};
+pub use diff::{Change, ChangeKind, ChunkReport, ChunkSum, DiffOptions, DiffSummary, Difference, diff};
 pub use error::BuildError;
 pub use export::{ExportError, ExportOptions, VerityInfo, export};
 pub use inspect::{Answer, Inspector};
@@ -56,7 +67,7 @@ pub use prefetch::Patterns;
 pub use progress::Progress;
 pub use rebuild::{
     ChunkDictOptions, CompactConfig, CompactOptions, CompactSettings, OptimizeOptions, PrefetchFile,
-    PrefetchFiles, RebuildError, RebuildReport, compact, generate_chunk_dict, optimize,
+    PrefetchFiles, RebuildError, RebuildReport, WantedFirst, compact, generate_chunk_dict, optimize,
 };
 pub use source::StargzIndex;
 pub use stat::{ImageStat, Stat, StatBase, stat};

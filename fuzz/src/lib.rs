@@ -3,9 +3,13 @@
 //! Invariants: no panic, no overflow, no endless walk, nothing outside the blob it belongs to, and the same
 //! answer from look-up and listing when the complete check found nothing wrong.
 
+mod archive;
 mod blob_meta;
+mod builder_inputs;
 
+pub use archive::{patterns, tar_archive, tar_stream};
 pub use blob_meta::blob_meta;
+pub use builder_inputs::{attributes, compact_json, stargz_toc};
 
 use rafs::ids::InodeNumber;
 use rafs::image::{CheckOptions, FileKind, Image, Inode};

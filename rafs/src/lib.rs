@@ -22,3 +22,4 @@ pub mod image;
 pub mod layout;
 pub mod reader;
 pub mod store;
+pub mod trace;

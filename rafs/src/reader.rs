@@ -11,37 +11,42 @@
 mod blobs;
 mod budget;
 mod core;
+mod engine;
 mod error;
 mod fetch;
+mod flights;
+mod metrics;
+mod neighbours;
+mod prefetch;
 mod queue;
+mod readahead;
 mod request;
 mod tables;
 
+pub use engine::{Engine, EngineOptions};
 pub use error::{ReadError, ReaderError};
+pub use metrics::{EngineMetrics, STORE_LATENCY_BUCKETS_MS, StoreMetrics};
+pub use prefetch::Prefetch;
 pub use request::ReadSink;
 
 use self::blobs::plain_file_name;
 use self::core::{Core, Job, overlap};
-use self::request::Request;
-use crate::cache::CacheDir;
+use self::engine::Work;
+use self::prefetch::Prefetcher;
+use self::request::{Owner, Request};
 use crate::ids::BlobIndex;
 use crate::image::{FileKind, Image, Inode, InodeError};
 use crate::layout::blob::BlobFeatures;
 use crate::store::{ErrorClass, Store, StoreError};
+use crate::trace::TraceRecorder;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-/// How often written chunks become durable.
-const SYNC_PERIOD: Duration = Duration::from_secs(30);
-/// How soon a request whose sink was busy at its deadline is looked at again.
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
+use std::time::Duration;
 
 /// How a [`Reader`] works.
 #[derive(Clone, Debug)]
@@ -50,24 +55,34 @@ pub struct ReaderOptions {
     pub verify: bool,
     /// Where fetched chunks are kept; `None`, or a directory that cannot be used: in memory only.
     pub cache_dir: Option<PathBuf>,
-    /// Threads that decode and verify, at least 1. Default: processors, up to 4.
+    /// [`EngineOptions::workers`] of a reader with an engine of its own.
     pub workers: usize,
-    /// Bytes of buffers for chunks on their way. A single unit larger than that still passes, alone. Blobs without a
-    /// cache file keep decoded units in memory up to as many bytes again. Default 32 MiB.
+    /// [`EngineOptions::memory_limit`] of a reader with an engine of its own.
     pub memory_limit: usize,
     /// A read that has no data after this fails. Default 30 s.
     pub deadline: Duration,
+    /// Most stored bytes that are fetched beside what is asked for, from stores that are far away, where that is likely to
+    /// be read soon; 0: none. Default 1 MiB.
+    pub amplify: u32,
+    /// Most bytes of data in the cache directory; chunks that were not read for a while are taken away for others. 0: no
+    /// limit. Default 0.
+    pub cache_limit: u64,
+    /// Where chunks are written when they are read first.
+    pub trace: Option<Arc<TraceRecorder>>,
 }
 
 impl Default for ReaderOptions {
     fn default() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let EngineOptions { workers, memory_limit } = EngineOptions::default();
         Self {
             verify: true,
             cache_dir: None,
-            workers: processors.min(4),
-            memory_limit: 32 << 20,
+            workers,
+            memory_limit,
             deadline: Duration::from_secs(30),
+            amplify: 1 << 20,
+            cache_limit: 0,
+            trace: None,
         }
     }
 }
@@ -81,6 +96,8 @@ pub struct Run {
     pub offset: u64,
     /// How many bytes.
     pub len: u32,
+    /// For [`Reader::confirm`].
+    epoch: u64,
 }
 
 /// What became of planning a read.
@@ -95,18 +112,22 @@ pub enum Readiness {
 /// Reads files of one image. Share it in an `Arc`.
 pub struct Reader {
     core: Arc<Core>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    engine: Arc<Engine>,
+    owner: Owner,
+    options: ReaderOptions,
+    /// The engine was made for this reader and ends with it.
+    own_engine: bool,
+    closed: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("options", &self.core.options).finish_non_exhaustive()
+        f.debug_struct("Reader").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
 impl Reader {
-    /// Starts the fetch threads, and has them look for the chunk info of all blobs. A blob that is away is no error
-    /// here (see [`check_blobs`](Self::check_blobs)); a cache directory that cannot be used is a warning.
+    /// A reader with an [`Engine`] of its own.
     ///
     /// # Errors
     /// Threads cannot be started.
@@ -115,30 +136,48 @@ impl Reader {
         store: Arc<dyn Store>,
         options: ReaderOptions,
     ) -> Result<Self, ReaderError> {
-        let cache_dir = options.cache_dir.as_ref().and_then(|path| {
-            CacheDir::open(path)
-                .inspect_err(|error| tracing::warn!(%error, "serving without cache files"))
-                .ok()
-        });
-        let workers = options.workers.max(1);
-        let core = Arc::new(Core::new(image, store, options, cache_dir));
-        let reader = Self { core, threads: Mutex::default() };
-        for n in 0..workers {
-            let core = Arc::clone(&reader.core);
-            reader.spawn(format!("rafs-fetch-{n}"), move || work(&core))?;
-        }
-        let core = Arc::clone(&reader.core);
-        reader.spawn("rafs-timer".into(), move || keep_time(&core))?;
-        for state in &reader.core.blobs {
-            reader.core.push(Job::Warm(state.index));
-        }
-        Ok(reader)
+        let ReaderOptions { workers, memory_limit, .. } = options;
+        let engine = Engine::new(EngineOptions { workers, memory_limit })?;
+        let core = engine.hub.core(image, store, &options);
+        Ok(Self::of(engine, core, options, true))
     }
 
-    fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), ReaderError> {
-        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(ReaderError::Threads)?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-        Ok(())
+    fn of(engine: Arc<Engine>, core: Arc<Core>, options: ReaderOptions, own_engine: bool) -> Self {
+        let reader = engine.hub.new_id();
+        let owner = Owner {
+            core: Some(Arc::clone(&core)),
+            reader,
+            patience: options.deadline,
+            amplify: options.amplify,
+            trace: options.trace.clone(),
+        };
+        let closed = Arc::new(AtomicBool::new(false));
+        Self { core, engine, owner, options, own_engine, closed }
+    }
+
+    /// Has the chunk info of all blobs looked for now, so that the first read does not pay for it. Returns at once; a
+    /// blob that is away is a log line.
+    pub fn warm(&self) {
+        for state in &self.core.blobs {
+            self.core.push(Job::Warm(state.index));
+        }
+    }
+
+    /// Begins to fetch what nobody has asked for yet, in a thread of its own, and returns. It ends when everything has been
+    /// asked for, or with the reader.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn prefetch(&self, what: Prefetch) -> Result<(), ReaderError> {
+        let prefetcher = Prefetcher::new(Arc::clone(&self.core), what, Arc::clone(&self.closed));
+        let thread = std::thread::Builder::new().name("rafs-prefetch".into());
+        thread.spawn(move || prefetcher.run()).map(drop).map_err(ReaderError::Threads)
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// The image.
@@ -169,7 +208,7 @@ impl Reader {
             let chunk = chunk?;
             let Some((start, len)) = overlap(&chunk, position, end) else { continue };
             let state = core.blobs.get(chunk.blob.as_usize()).ok_or(ReadError::NoSuchBlob(chunk.blob))?;
-            let Some((_, at)) = state.ready(&core.image, &chunk).filter(|_| start == position) else {
+            let Some((_, at, epoch)) = state.hot(&core.image, &chunk).filter(|_| start == position) else {
                 runs.clear();
                 return Ok(Readiness::Pending);
             };
@@ -179,16 +218,29 @@ impl Reader {
                 Some(last)
                     if last.blob == chunk.blob && last.offset.checked_add(last.len.into()) == Some(at) =>
                 {
+                    // Of the earlier epoch, which is the one that must not have changed.
                     last.len = last.len.saturating_add(len);
                 }
-                _ => runs.push(Run { blob: chunk.blob, offset: at, len }),
+                _ => runs.push(Run { blob: chunk.blob, offset: at, len, epoch }),
             }
         }
         if position < end {
             runs.clear();
             return Ok(Readiness::Pending);
         }
+        core.hub.metrics.hit(len);
         Ok(Readiness::Ready)
+    }
+
+    /// Whether bytes that were read from `runs` since they were planned are what they should be. A bounded cache takes
+    /// chunks away, and it may have done so in between: then plan again, or [`fetch`](Self::fetch). Takes no lock.
+    #[inline]
+    #[must_use]
+    pub fn confirm(&self, runs: &[Run]) -> bool {
+        runs.iter().all(|run| {
+            let access = self.core.blobs.get(run.blob.as_usize()).and_then(|state| state.access());
+            access.is_some_and(|access| access.epoch() == run.epoch)
+        })
     }
 
     /// The file that the [`Run`]s of a blob are in. `None` as long as nothing of it was ready.
@@ -203,12 +255,15 @@ impl Reader {
     /// this thread only when the reader has been shut down.
     pub fn fetch(&self, inode: &Inode, offset: u64, len: u32, sink: Box<dyn ReadSink>) {
         let len = u64::from(len).min(inode.size.saturating_sub(offset));
-        let now = Instant::now();
-        let deadline = now.checked_add(self.core.options.deadline).unwrap_or(now);
-        let request = Request::new(usize::try_from(len).unwrap_or(usize::MAX), deadline, sink);
-        self.core.watch(&request);
+        let request = Request::new(usize::try_from(len).unwrap_or(usize::MAX), self.owner.clone(), sink);
+        let hub = &self.engine.hub;
+        hub.metrics.read(len);
+        hub.watch(&request);
+        if self.closed.load(Ordering::SeqCst) {
+            return request.fail(ReadError::Shutdown);
+        }
         let job = Job::Read { request: Arc::clone(&request), inode: *inode, offset, len };
-        if self.core.queue.push(job).is_err() {
+        if hub.queue.push(Work::Of(Arc::clone(&self.core), job)).is_err() {
             request.fail(ReadError::Shutdown);
         }
     }
@@ -243,7 +298,7 @@ impl Reader {
     }
 
     /// Asks the store for every blob of the image: is it there, and long enough? For a start that rather fails
-    /// than serves an incomplete image.
+    /// than serves an incomplete image. Does what [`warm`](Self::warm) does when all is well.
     ///
     /// # Errors
     /// The first blob that is not as it should be.
@@ -271,88 +326,36 @@ impl Reader {
                 }
             }
         }
+        self.warm();
         Ok(())
     }
 
     fn size_of(&self, object: &str) -> Result<Result<u64, StoreError>, ReaderError> {
         let (tx, rx) = mpsc::channel();
         self.core.store.size(object, Box::new(move |size| drop(tx.send(size))));
-        let after = self.core.patience();
+        let after = self.options.deadline;
         rx.recv_timeout(after).map_err(|_| ReaderError::Silent { blob: object.into(), after })
     }
 
-    /// Ends all reads in progress, stops the threads, and makes what is cached durable. A second call does nothing.
+    /// Ends this reader's reads in progress, and makes what is cached durable; reads of others go on. A reader with an
+    /// engine of its own stops its threads. A second call does nothing.
     pub fn shutdown(&self) {
-        let core = &self.core;
-        let jobs = core.queue.close();
-        for request in std::mem::take(&mut *core.deadlines()).iter().filter_map(std::sync::Weak::upgrade) {
-            request.fail(ReadError::Shutdown);
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return;
         }
-        core.deadline_set.notify_all();
-        for thread in std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner)) {
-            let _ = thread.join();
+        let hub = &self.engine.hub;
+        hub.fail_all(|request| request.owner.reader == self.owner.reader);
+        if self.own_engine {
+            self.engine.shutdown();
+        } else {
+            hub.sync();
         }
-        drop(core.budget.clear());
-        drop(jobs);
-        for state in &core.blobs {
-            drop(state.forget_source());
-        }
-        drop(core.cancel_all());
-        core.sync();
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
         self.shutdown();
-    }
-}
-
-/// A fetch thread.
-fn work(core: &Arc<Core>) {
-    while let Some(job) = core.queue.pop() {
-        // A panic ends what the job was about (tickets and requests see to that), never the thread.
-        if catch_unwind(AssertUnwindSafe(|| core.run(job))).is_err() {
-            tracing::error!("a fetch job failed with a panic; its reads end with an error");
-        }
-    }
-}
-
-/// The timer thread: deadlines, and the durable step now and then.
-fn keep_time(core: &Arc<Core>) {
-    let mut next_sync = Instant::now().checked_add(SYNC_PERIOD);
-    while !core.queue.is_closed() {
-        let now = Instant::now();
-        if next_sync.is_some_and(|at| now >= at) {
-            next_sync = now.checked_add(SYNC_PERIOD);
-            core.push(Job::Sync);
-        }
-        let mut wait = next_sync.map_or(SYNC_PERIOD, |at| at.saturating_duration_since(now));
-        let mut due = Vec::new();
-        let mut deadlines = core.deadlines();
-        while let Some(front) = deadlines.front() {
-            match front.upgrade() {
-                Some(request) if request.deadline > now => {
-                    wait = wait.min(request.deadline.saturating_duration_since(now));
-                    break;
-                }
-                other => {
-                    due.extend(other);
-                    deadlines.pop_front();
-                }
-            }
-        }
-        drop(deadlines);
-        for request in due {
-            if !request.try_fail(ReadError::Deadline(core.options.deadline)) {
-                core.deadlines().push_front(Arc::downgrade(&request));
-                wait = BUSY_PAUSE;
-            }
-        }
-        let deadlines = core.deadlines();
-        if !core.queue.is_closed() {
-            drop(core.deadline_set.wait_timeout(deadlines, wait));
-        }
     }
 }
 

@@ -10,8 +10,9 @@
 mod common;
 
 use common::{largest, largest_directory, mount, node, read_body, request};
+use rafsd::fuse::GuestFs;
 use rafsd::fuse::abi::{GetattrIn, op};
-use rafsd::mounts::RafsMount;
+use rafsd::mounts::{MountPath, Namespace, RafsMount};
 use rafsd::virtio::Harness;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
@@ -58,8 +59,8 @@ struct Row {
 }
 
 /// Runs the requests in places 0..16 over and over; the reply of place 0 must have error `want_error`.
-fn measure(
-    mount: &Arc<RafsMount>,
+fn measure<F: GuestFs + 'static>(
+    mount: &Arc<F>,
     name: &str,
     per: f64,
     requests: &[Vec<u8>],
@@ -134,6 +135,13 @@ fn floor(path: &Path, len: usize, piece: usize, offsets: &[u64]) -> f64 {
     best
 }
 
+/// As the daemon serves an image: through a namespace, which counts.
+fn shown_in_a_namespace(mount: &RafsMount) -> Arc<Namespace> {
+    let namespace = Namespace::new();
+    namespace.mount(&MountPath::root(), mount).unwrap();
+    Arc::new(namespace)
+}
+
 fn metadata(version: &str, rows: &mut Vec<Row>, cache: &Path) {
     let mount = mount(&format!("{version}-bigdir"), cache);
     let (dir, names) = largest_directory(&mount);
@@ -145,6 +153,20 @@ fn metadata(version: &str, rows: &mut Vec<Row>, cache: &Path) {
         row("empty request", 1.0, &[request(4095, 1, &[])], 16, -libc::ENOSYS);
     }
     row("GETATTR", 1.0, &[request(op::GETATTR, dir, getattr.as_bytes())], 120, 0);
+    let namespace = shown_in_a_namespace(&mount);
+    let getattrs = [request(op::GETATTR, dir, getattr.as_bytes())];
+    rows.push(measure(
+        &namespace,
+        &format!("GETATTR, in a namespace ({version})"),
+        1.0,
+        &getattrs,
+        120,
+        0,
+        0,
+    ));
+    let mut row = |name: &str, per, requests: &[Vec<u8>], room, error| {
+        rows.push(measure(&mount, &format!("{name} ({version})"), per, requests, room, 0, error));
+    };
     let picked: Vec<_> = names.iter().filter(|n| n.len() > 2).step_by(names.len() / 16).collect();
     let lookups: Vec<_> =
         picked.iter().map(|n| request(op::LOOKUP, dir, &[n.as_slice(), b"\0"].concat())).collect();
@@ -187,6 +209,13 @@ fn data(version: &str, rows: &mut Vec<Row>, cache: &Path) {
             let piece = if *piece == 0 { len } else { *piece };
             row.floor = Some(floor(&plain, len as usize, piece as usize, &offsets));
             rows.push(row);
+            if len == 4096 {
+                let name = format!("READ 4K, in a namespace ({version})");
+                let namespace = shown_in_a_namespace(&mount);
+                let mut row = measure(&namespace, &name, 1.0, &reads, len + 16, 0, 0);
+                row.floor = Some(floor(&plain, 4096, 4096, &offsets));
+                rows.push(row);
+            }
         }
     }
 }

@@ -1,12 +1,19 @@
 //! The `rafsd` daemon: see the library `rafsd`.
 
 use clap::Parser;
-use rafsd::cli::{Cli, run};
+use rafsd::cli::{Cli, argv, run};
+use rafsd::daemon::Version;
 use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match run::run(Cli::parse()) {
+    let words: Vec<_> = std::env::args_os().collect();
+    if argv::called_nydusd(words.first()) && argv::asks_version(&words) {
+        let _ = write!(std::io::stdout(), "{}", argv::nydusd_version(&Version::of_build()));
+        return ExitCode::SUCCESS;
+    }
+    let argv = argv::normalised(words);
+    match run::run(Cli::parse_from(argv.words), &argv.ignored) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "rafsd: {}", one_line(&error));

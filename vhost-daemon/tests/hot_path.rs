@@ -6,6 +6,7 @@ mod common;
 
 use common::{largest, largest_directory, mount, node, read_body, request};
 use rafsd::fuse::abi::{GetattrIn, op};
+use rafsd::mounts::{MountPath, Namespace};
 use rafsd::virtio::Harness;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -38,7 +39,10 @@ static COUNTING: Counting = Counting;
 
 fn allocations(case: &str, requests: &[(Vec<u8>, u32)]) -> Vec<u64> {
     let dir = tempfile::tempdir().unwrap();
-    let mount = mount(case, dir.path());
+    // As the daemon serves it: through a namespace, with its counters.
+    let namespace = Arc::new(Namespace::new());
+    namespace.mount(&MountPath::root(), mount(case, dir.path()).as_ref()).unwrap();
+    let mount = namespace;
     let mut counts = Vec::new();
     for (request, room) in requests {
         let harness = Harness::new(Arc::clone(&mount)).unwrap();

@@ -7,7 +7,7 @@ mod options;
 use super::json::{Report, Trace};
 use super::progress::Bar;
 use super::values::{CompressorArg, DigesterArg, FeatureArg, SourceType, VersionArg, WhiteoutArg};
-use super::{backend::BackendArgs, chunk_dict, prefetch, size};
+use super::{backend::BackendArgs, chunk_dict, interrupt, prefetch, size};
 use crate::build::{self, CreateOptions, CreateReport};
 use crate::progress::Progress;
 use crate::rebuild;
@@ -177,6 +177,7 @@ pub(super) fn run(args: &CreateArgs, bar: &Bar) -> anyhow::Result<()> {
         options.parent = Some(report.bootstrap);
     }
     let progress = Arc::new(Progress::default());
+    interrupt::watch(&progress)?;
     let shown = bar.show(&progress);
     let report = build::create(&options, &progress).context("failed to build the image")?;
     drop(shown);

@@ -2,6 +2,7 @@
 //!
 //! Owns: its fields. Does not own: which commands write it.
 
+use crate::output::Output;
 use anyhow::Context as _;
 use rafs::image::FsVersion;
 use serde::Serialize;
@@ -70,6 +71,9 @@ impl<'a> Report<'a> {
 
     fn put(text: serde_json::Result<String>, path: &Path) -> anyhow::Result<()> {
         let text = text.context("cannot encode the JSON report")?;
-        std::fs::write(path, text).with_context(|| format!("cannot write the JSON report {path:?}"))
+        let mut output = Output::create(path).context("cannot write the JSON report")?;
+        output.write(text.as_bytes()).context("cannot write the JSON report")?;
+        output.commit().context("cannot write the JSON report")?;
+        Ok(())
     }
 }

@@ -3,7 +3,8 @@
 //! Owns: parsing, exit codes, where logs and results go. Does not own: any work; one file a subcommand, each
 //! of which turns flags into options of the library and prints its report.
 //!
-//! Exit status: 0 success, 1 a failure at run time, 2 a usage error or images that do not go together. stdout carries results only.
+//! Exit status: 0 success, 1 a failure at run time, 2 a usage error or images that do not go together; `diff` has
+//! its own (0 the same, 1 different, 2 trouble). stdout carries results only.
 
 mod backend;
 mod check;
@@ -11,9 +12,11 @@ mod chunk_dict;
 mod chunkdict;
 mod compact;
 mod create;
+mod diff;
 mod export;
 mod generate;
 mod inspect;
+mod interrupt;
 mod json;
 mod logging;
 mod merge;
@@ -21,6 +24,7 @@ mod optimize;
 mod place;
 mod prefetch;
 mod progress;
+mod report;
 mod size;
 mod stat;
 mod unpack;
@@ -71,6 +75,10 @@ enum Command {
     Merge(Box<merge::MergeArgs>),
     /// Check an image: all of its metadata, and its data when the blobs are given
     Check(check::CheckArgs),
+    /// Show what changed between two images, or an image and a directory
+    Diff(diff::DiffArgs),
+    /// Show where the bytes of an image are, as text or as a page for a browser
+    Report(report::ReportArgs),
     /// Make fewer and fuller blobs of an image
     Compact(compact::CompactArgs),
     /// Put what is wanted first into a blob of its own
@@ -118,6 +126,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Create(args) => create::run(&args, &bar),
         Command::Merge(args) => merge::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Diff(args) => return differences(diff::run(&args)),
+        Command::Report(args) => report::run(&args),
         Command::Compact(args) => compact::run(&args),
         Command::Optimize(args) => optimize::run(&args),
         Command::Chunkdict(args) => chunkdict::run(&args),
@@ -133,6 +143,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// The whole command line, for what is generated from it.
 fn command() -> clap::Command {
     Cli::command()
+}
+
+/// The exit status of `diff`: what diff(1) has.
+fn differences(result: anyhow::Result<bool>) -> ExitCode {
+    match result {
+        Ok(different) => ExitCode::from(u8::from(different)),
+        // Whoever reads our output has enough.
+        Err(error)
+            if error.chain().any(|cause| {
+                matches!(cause.downcast_ref(), Some(BuildError::Io { path, source, .. })
+            if path.as_os_str() == diff::STDOUT && source.kind() == std::io::ErrorKind::BrokenPipe)
+            }) =>
+        {
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            let _ = finish(Err(error));
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn finish(result: anyhow::Result<()>) -> ExitCode {
@@ -164,7 +194,14 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         text = text.replacen("Error: ", "message:", 1);
     }
     let _ = std::io::stderr().write_all(text.as_bytes());
-    if inconsistent { ExitCode::from(2) } else { ExitCode::FAILURE }
+    match error.downcast_ref() {
+        Some(BuildError::Inconsistent { .. }) => ExitCode::from(2),
+        // As a shell reports a process that a signal ended.
+        Some(BuildError::Interrupted { signal, .. }) => {
+            ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+        }
+        _ => ExitCode::FAILURE,
+    }
 }
 
 #[cfg(test)]

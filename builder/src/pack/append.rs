@@ -2,8 +2,10 @@
 //!
 //! Owns: chunk numbers and offsets, the list of references, writing chunk data. Does not own: order, which
 //! the pipeline guarantees.
+//!
+//! What follows a batch in the blob waits until some thread has compressed it: only then its place is known.
 
-use super::batch::Batches;
+use super::batch::{Batches, Ended, Jobs};
 use super::blob_file::BlobFile;
 use super::chunk::Chunk;
 use super::table::ChunkTable;
@@ -13,9 +15,12 @@ use crate::options::{ChunkSize, ImageOptions};
 use crate::progress::Progress;
 use rafs::codec::{Cipher, CipherKey, Compressor, Digester};
 use rafs::layout::chunk::ChunkFlags;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+/// Bytes that may wait for batches to be compressed.
+const PENDING_MAX: usize = 16 << 20;
 /// Alignment of uncompressed offsets, when there is one.
 pub(crate) const CHUNK_ALIGNMENT: u64 = 4096;
 
@@ -74,6 +79,19 @@ pub(crate) struct Appender<'a> {
     blob: &'a mut BlobFile,
     progress: &'a Progress,
     packed: Packed,
+    /// Work for the packing threads.
+    jobs: &'a Jobs,
+    /// What is written next, from the first batch that is not there yet on.
+    pending: VecDeque<Pending>,
+    pending_bytes: usize,
+}
+
+/// Something that waits for its place in the blob.
+#[derive(Debug)]
+enum Pending {
+    Batch(Ended),
+    /// Stored chunks: position in the chunk table, and where each starts in the bytes.
+    Chunks(Vec<(u32, usize)>, Vec<u8>),
 }
 
 /// What came out of packing, apart from the chunks.
@@ -115,10 +133,11 @@ impl<'a> Appender<'a> {
         references: Vec<u32>,
         blob: &'a mut BlobFile,
         progress: &'a Progress,
+        jobs: &'a Jobs,
     ) -> Self {
         let cipher = settings.cipher.as_ref().map(Cipher::new);
         let packed = Packed { references, compressed_end: settings.start, ..Packed::default() };
-        Self { settings, cipher, blob, progress, packed }
+        Self { settings, cipher, blob, progress, packed, jobs, pending: VecDeque::new(), pending_bytes: 0 }
     }
 
     /// Takes the next task's result.
@@ -147,12 +166,10 @@ impl<'a> Appender<'a> {
                 self.packed.references.push(at);
             }
         }
-        for bytes in new {
-            match bytes {
-                Bytes::Stored(range) => self.blob.write(&done.stored[range])?,
-                Bytes::Batch(batch) => self.blob.write(&batch)?,
-            }
+        for range in new {
+            self.blob.write(&done.stored[range])?;
         }
+        self.write_pending(table)?;
         if done.prefetch {
             self.packed.prefetch_size = self.packed.compressed_end;
         }
@@ -161,14 +178,53 @@ impl<'a> Appender<'a> {
     }
 
     /// Ends the batch that is being filled.
-    fn end_batch(&mut self, new: &mut Vec<Bytes>) -> Result<(), BuildError> {
-        let batch = self.packed.batches.finish(&self.settings, self.cipher.as_ref());
-        let batch =
-            batch.map_err(|e| BuildError::Compress { path: self.blob.path(), reason: e.to_string() })?;
-        if let Some(batch) = batch {
-            self.packed.compressed_end += batch.len() as u64;
-            new.push(Bytes::Batch(batch.to_vec()));
+    fn end_batch(&mut self) {
+        if let Some(batch) = self.packed.batches.end() {
+            self.jobs.push(batch.job.clone());
+            self.pending_bytes += batch.plain_len;
+            self.pending.push_back(Pending::Batch(batch));
         }
+    }
+
+    /// Writes what is ready; when too much waits, until it is not too much.
+    fn write_pending(&mut self, table: &Mutex<ChunkTable>) -> Result<(), BuildError> {
+        let batches_max = self.settings.threads.get() + 1;
+        while let Some(next) = self.pending.pop_front() {
+            match next {
+                Pending::Batch(batch) => {
+                    let many = self.pending_bytes > PENDING_MAX || self.pending.len() > 2 * batches_max;
+                    if !batch.job.is_done() && !many {
+                        self.pending.push_front(Pending::Batch(batch));
+                        break;
+                    }
+                    self.write_batch(&batch)?;
+                }
+                Pending::Chunks(chunks, bytes) => {
+                    let start = self.packed.compressed_end;
+                    let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
+                    for (at, offset) in chunks {
+                        table.set_offset(at, start + offset as u64);
+                    }
+                    drop(table);
+                    self.blob.write(&bytes)?;
+                    self.packed.compressed_end += bytes.len() as u64;
+                    self.pending_bytes = self.pending_bytes.saturating_sub(bytes.len());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a batch, doing the work of others first if nobody has done its own.
+    fn write_batch(&mut self, batch: &Ended) -> Result<(), BuildError> {
+        while !batch.job.is_done() && self.jobs.run_one(self.settings.compressor, self.cipher.as_ref()) {}
+        let stored = batch.job.take();
+        let stored =
+            stored.map_err(|e| BuildError::Compress { path: self.blob.path(), reason: e.to_string() })?;
+        self.packed.batches.written(batch, self.packed.compressed_end, &stored);
+        self.blob.write(&stored)?;
+        self.packed.compressed_end += stored.len() as u64;
+        self.pending_bytes = self.pending_bytes.saturating_sub(batch.plain_len);
         Ok(())
     }
 
@@ -208,13 +264,17 @@ impl<'a> Appender<'a> {
         piece: &Finished,
         done: &Done,
         table: &mut ChunkTable,
-        new: &mut Vec<Bytes>,
+        new: &mut Vec<Range<usize>>,
     ) -> Result<u32, BuildError> {
         let limit = u64::from(self.settings.chunks_max);
         let too_many =
             move || BuildError::Limit { what: "chunks in one blob (use a larger chunk size)", limit };
-        let (Some(stored), true) = (&piece.stored, self.packed.chunk_count < self.settings.chunks_max) else {
+        if self.packed.chunk_count >= self.settings.chunks_max {
             return Err(too_many());
+        }
+        // Whoever claimed the digest first has a lower number, so its chunk is in the table by now.
+        let Some(stored) = &piece.stored else {
+            return Err(BuildError::Internal("a piece is neither stored nor known"));
         };
         let mut chunk = Chunk {
             digest: piece.digest,
@@ -229,24 +289,27 @@ impl<'a> Appender<'a> {
             position: piece.position,
             flags: ChunkFlags::HAS_CRC32,
         };
+        let mut waits = false;
         if piece.batched {
             let plain = &done.stored[stored.clone()];
             if self.packed.batches.is_full_for(&self.settings, plain.len()) {
-                self.end_batch(new)?;
+                self.end_batch();
             }
-            let start = self.packed.compressed_end;
-            self.packed.batches.add(chunk.index, plain, start).ok_or_else(too_many)?;
+            self.packed.batches.add(chunk.index, plain).ok_or_else(too_many)?;
         } else {
-            // Batches never surround other data: their members were promised one start.
-            self.end_batch(new)?;
-            chunk.compressed_offset = self.packed.compressed_end;
+            // Batches never surround other data.
+            self.end_batch();
             chunk.compressed_size = u32::try_from(stored.len()).map_err(|_| too_many())?;
             chunk.flags.set(ChunkFlags::COMPRESSED, piece.compressed);
             chunk.flags.set(ChunkFlags::ENCRYPTED, self.cipher.is_some());
-            self.packed.compressed_end += stored.len() as u64;
-            match new.last_mut() {
-                Some(Bytes::Stored(last)) if last.end == stored.start => last.end = stored.end,
-                _ => new.push(Bytes::Stored(stored.clone())),
+            waits = !self.pending.is_empty();
+            if !waits {
+                chunk.compressed_offset = self.packed.compressed_end;
+                self.packed.compressed_end += stored.len() as u64;
+                match new.last_mut() {
+                    Some(last) if last.end == stored.start => last.end = stored.end,
+                    _ => new.push(stored.clone()),
+                }
             }
         }
         self.packed.chunk_count += 1;
@@ -254,30 +317,29 @@ impl<'a> Appender<'a> {
         if self.settings.aligned {
             self.packed.uncompressed_end = self.packed.uncompressed_end.next_multiple_of(CHUNK_ALIGNMENT);
         }
-        table.insert(chunk).ok_or_else(too_many)
+        let at = table.insert(chunk).ok_or_else(too_many)?;
+        if waits {
+            let bytes = &done.stored[stored.clone()];
+            self.pending_bytes += bytes.len();
+            match self.pending.back_mut() {
+                Some(Pending::Chunks(chunks, waiting)) => {
+                    chunks.push((at, waiting.len()));
+                    waiting.extend_from_slice(bytes);
+                }
+                _ => self.pending.push_back(Pending::Chunks(vec![(at, 0)], bytes.to_vec())),
+            }
+        }
+        Ok(at)
     }
 
     /// The result, when all tasks were appended.
     ///
     /// # Errors
     /// When the last batch cannot be written.
-    pub(crate) fn finish(mut self) -> Result<Packed, BuildError> {
-        let mut new = Vec::new();
-        self.end_batch(&mut new)?;
-        for bytes in new {
-            if let Bytes::Batch(batch) = bytes {
-                self.blob.write(&batch)?;
-            }
-        }
+    pub(crate) fn finish(mut self, table: &Mutex<ChunkTable>) -> Result<Packed, BuildError> {
+        self.end_batch();
+        while self.jobs.run_one(self.settings.compressor, self.cipher.as_ref()) {}
+        self.write_pending(table)?;
         Ok(self.packed)
     }
-}
-
-/// Bytes that are written next.
-#[derive(Debug)]
-enum Bytes {
-    /// Part of the task's stored forms.
-    Stored(Range<usize>),
-    /// A batch.
-    Batch(Vec<u8>),
 }

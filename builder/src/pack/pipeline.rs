@@ -7,6 +7,7 @@
 //! thread's hands, so waiting for room cannot wait for ever.
 
 use super::append::{Appender, PackSettings, Packed};
+use super::batch::Jobs;
 use super::blob_file::BlobFile;
 use super::chunk::Chunk;
 use super::table::ChunkTable;
@@ -28,6 +29,7 @@ struct Shared<'a> {
     turn: Mutex<Turn>,
     room: Condvar,
     appender: Mutex<Appender<'a>>,
+    jobs: &'a Jobs,
     tasks_max: usize,
 }
 
@@ -71,13 +73,15 @@ pub(crate) fn run(
 ) -> Result<(Packed, Vec<Chunk>), BuildError> {
     let threads = settings.threads.get();
     let chunk = settings.chunk_size.get() as usize;
+    let jobs = Jobs::default();
     let shared = Shared {
+        jobs: &jobs,
         settings: settings.clone(),
         feed: Mutex::new(Feed { source, tree, next: 0 }),
         table: Mutex::new(known),
         turn: Mutex::new(Turn::default()),
         room: Condvar::new(),
-        appender: Mutex::new(Appender::new(settings, references, blob, progress)),
+        appender: Mutex::new(Appender::new(settings, references, blob, progress, &jobs)),
         tasks_max: (threads + 1).max((WAITING_BYTES / chunk).min(threads * 4)),
     };
     std::thread::scope(|scope| -> Result<(), BuildError> {
@@ -99,7 +103,8 @@ pub(crate) fn run(
     if let Some(error) = turn.error {
         return Err(error);
     }
-    let packed = shared.appender.into_inner().unwrap_or_else(PoisonError::into_inner).finish()?;
+    let packed =
+        shared.appender.into_inner().unwrap_or_else(PoisonError::into_inner).finish(&shared.table)?;
     let chunks = shared.table.into_inner().unwrap_or_else(PoisonError::into_inner).into_chunks();
     Ok((packed, chunks))
 }
@@ -110,7 +115,7 @@ impl Shared<'_> {
         let guard = StopOnPanic(self);
         let mut worker = Worker::new(&self.settings);
         let mut task = Task::default();
-        while let Some(mut done) = self.begin() {
+        while let Some(mut done) = self.begin(&mut worker) {
             let number = match self.take(&mut task) {
                 Ok(Some(number)) => number,
                 Ok(None) => break,
@@ -127,11 +132,18 @@ impl Shared<'_> {
         drop(guard);
     }
 
-    /// Waits for room. `None`: the build has failed.
-    fn begin(&self) -> Option<Done> {
-        let turn = lock(&self.turn);
-        let full = |turn: &mut Turn| turn.in_flight >= self.tasks_max && turn.error.is_none();
-        let mut turn = self.room.wait_while(turn, full).unwrap_or_else(PoisonError::into_inner);
+    /// Waits for room, and compresses batches meanwhile. `None`: the build has failed.
+    fn begin(&self, worker: &mut Worker) -> Option<Done> {
+        let full = |turn: &mut Turn| {
+            turn.in_flight >= self.tasks_max && turn.error.is_none() && self.jobs.is_empty()
+        };
+        let mut turn = loop {
+            while worker.compress_batch(self.jobs, &self.settings) {}
+            let turn = self.room.wait_while(lock(&self.turn), full).unwrap_or_else(PoisonError::into_inner);
+            if turn.in_flight < self.tasks_max || turn.error.is_some() {
+                break turn;
+            }
+        };
         if turn.error.is_some() {
             return None;
         }

@@ -89,6 +89,13 @@ impl ChunkTable {
         Some(at)
     }
 
+    /// Says where a stored chunk starts in its blob, when that was not known before.
+    pub(crate) fn set_offset(&mut self, at: u32, offset: u64) {
+        if let Some(chunk) = self.chunks.get_mut(at as usize) {
+            chunk.compressed_offset = offset;
+        }
+    }
+
     /// All chunks, in the order they were stored.
     pub(crate) fn into_chunks(self) -> Vec<Chunk> {
         self.chunks

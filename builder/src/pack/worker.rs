@@ -3,7 +3,7 @@
 //! Owns: the thread's buffers and the result type. Does not own: locks and order.
 
 use super::append::PackSettings;
-use super::batch;
+use super::batch::{self, Jobs};
 use super::table::ChunkTable;
 use crate::source::{Input, Piece, ReadError, Task};
 use crate::tree::NodeId;
@@ -116,6 +116,11 @@ impl Worker {
             }
         }
         self.compress(&task.pieces, settings, done)
+    }
+
+    /// Does the oldest of `jobs`. `false`: there was none.
+    pub(crate) fn compress_batch(&self, jobs: &Jobs, settings: &PackSettings) -> bool {
+        jobs.run_one(settings.compressor, self.cipher.as_ref())
     }
 
     fn zeros(&mut self, len: u32, settings: &PackSettings) -> (Digest, u32) {

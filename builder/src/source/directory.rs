@@ -142,6 +142,7 @@ impl DirectorySource {
 
     /// Lists one directory into the tree.
     fn list(&mut self, tree: &mut Tree, dir: NodeId, task: &mut Task) -> Result<(), BuildError> {
+        self.progress.set_at(&self.shown(tree, dir));
         let fd = self.directory(tree, dir, task)?;
         let names = listing::names(fd.as_fd(), &mut self.list_buffer)
             .map_err(BuildError::io("list", self.shown(tree, dir)))?;
@@ -208,6 +209,7 @@ impl DirectorySource {
     /// Lists everything and moves the files that patterns name to the front, in pattern order.
     fn list_for_prefetch(&mut self, tree: &mut Tree, patterns: &Patterns) -> Result<(), BuildError> {
         while let Some(dir) = self.unlisted.pop() {
+            self.progress.check()?;
             self.list(tree, dir, &mut Task::default())?;
         }
         let ranks: HashMap<&[u8], usize> = patterns.iter().enumerate().map(|(rank, p)| (p, rank)).collect();
@@ -255,6 +257,7 @@ impl DirectorySource {
             return Err(BuildError::Source { path: self.shown(tree, node), reason });
         }
         let shown = self.shown(tree, node);
+        self.progress.set_at(&shown);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&dir, name.as_c_str(), flags, Mode::empty())
             .map_err(BuildError::io("open", &shown))?;
@@ -308,6 +311,7 @@ impl Source for DirectorySource {
             self.list_for_prefetch(tree, &patterns)?;
         }
         while !task.is_full() {
+            self.progress.check()?;
             if let Some(large) = self.large.take() {
                 self.continue_file(tree, large, task)?;
             } else if let Some(node) = self.files.front().copied() {

@@ -4,11 +4,11 @@
 //! happens to the data, which is `pack`'s.
 
 mod directory;
-mod extents;
-mod listing;
+pub(crate) mod extents;
+pub(crate) mod listing;
 mod piece;
 pub(crate) mod stargz;
-mod tar;
+pub(crate) mod tar;
 mod whiteout;
 
 pub(crate) use directory::DirectorySource;

@@ -102,6 +102,11 @@ impl Task {
         }
     }
 
+    /// Bytes of its buffered pieces, one after the other.
+    pub(crate) fn buffered(&self) -> &[u8] {
+        &self.buffer[..self.buffered]
+    }
+
     /// Notes that pieces of another directory follow.
     pub(crate) fn enter_directory(&mut self) {
         self.directories += 1;

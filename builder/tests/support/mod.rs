@@ -1,10 +1,12 @@
 //! What the builder's integration tests share: a nasty source tree, and independent readers of results.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic, clippy::expect_used)]
 
+pub mod browser;
 pub mod data;
 pub mod expected;
 pub mod read;
 pub mod source;
+pub mod tar;
 
 use rafs_builder::{
     BlobTarget, BootstrapTarget, CreateOptions, CreateReport, ImageOptions, Progress, SourceKind,

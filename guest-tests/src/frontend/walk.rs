@@ -95,9 +95,17 @@ struct Walk<'a> {
 /// # Errors
 /// When an answer is missing, is an unexpected errno, breaks the protocol or contradicts another one.
 pub fn walk(client: &mut Client, options: WalkOptions) -> Result<Tree> {
-    let attr = client.getattr(ROOT)?;
+    walk_from(client, ROOT, options)
+}
+
+/// The same for the tree below a node, which is shown as the root.
+///
+/// # Errors
+/// See [`walk`].
+pub fn walk_from(client: &mut Client, root: u64, options: WalkOptions) -> Result<Tree> {
+    let attr = client.getattr(root)?;
     let mut walk = Walk { client, options, seen: Vec::new(), todo: Vec::new(), running: HashMap::new() };
-    walk.found(b"/".to_vec(), ROOT, attr)?;
+    walk.found(b"/".to_vec(), root, attr)?;
     walk.run()?;
     let mut tree = Tree::new();
     for seen in walk.seen {

@@ -32,6 +32,21 @@ pub enum Backend {
     HttpProxy(HttpProxyOptions, Box<HttpOptions>),
 }
 
+impl Backend {
+    /// The type as configurations name it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::LocalFs(_) => "localfs",
+            Self::LocalDisk(_) => "localdisk",
+            Self::Registry(..) => "registry",
+            Self::S3(..) => "s3",
+            Self::Oss(..) => "oss",
+            Self::HttpProxy(..) => "http-proxy",
+        }
+    }
+}
+
 /// The `localfs` backend's keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct LocalFs {
@@ -196,9 +211,11 @@ impl Backend {
 fn parse(kind: &str, section: &Value, remarks: &mut Vec<String>) -> Result<Backend, NetError> {
     match kind {
         "localfs" => {
-            let localfs: LocalFs = keys(kind, section)?;
-            let empty = |p: &Option<PathBuf>| p.as_ref().is_none_or(|p| p.as_os_str().is_empty());
-            if empty(&localfs.dir) && empty(&localfs.blob_file) {
+            let mut localfs: LocalFs = keys(kind, section)?;
+            for path in [&mut localfs.dir, &mut localfs.blob_file] {
+                *path = path.take().filter(|p| !p.as_os_str().is_empty());
+            }
+            if localfs.dir.is_none() && localfs.blob_file.is_none() {
                 return Err(invalid("backend localfs needs \"dir\" or \"blob_file\""));
             }
             Ok(Backend::LocalFs(localfs))

@@ -37,6 +37,7 @@ pub(crate) fn store(
     place: &Place,
     http: &HttpOptions,
     signer: Option<Arc<dyn Signer>>,
+    identity: String,
 ) -> Result<NetStore, NetError> {
     let bucket = |base: String, headers: HeaderMap| {
         Box::new(Bucket {
@@ -52,8 +53,9 @@ pub(crate) fn store(
         mirrors.push(bucket(mirror_base(&mirror.host, place.scheme)?, client::headers(&mirror.headers)?));
     }
     let origin = bucket(format!("{}://{}", place.scheme, place.host), HeaderMap::new());
-    let link = runtime.enter(|| Link::new(http))?;
-    NetStore::new(runtime, http, Parts { origin, mirrors, link, ranges: Ranges::Http })
+    let link = runtime.link(http, None)?;
+    let parts = Parts { origin, mirrors, link, ranges: Ranges::Http, accounts: Vec::new() };
+    NetStore::new(runtime, http, parts, identity)
 }
 
 #[derive(Debug)]

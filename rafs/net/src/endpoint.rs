@@ -17,6 +17,8 @@ pub(crate) enum Want {
     Range(u64, u64),
     /// The head of a response for the whole object.
     Head,
+    /// All of it, for what is small.
+    Whole,
 }
 
 impl Want {
@@ -26,7 +28,7 @@ impl Want {
 
     pub fn method(self) -> reqwest::Method {
         match self {
-            Self::Range(..) => reqwest::Method::GET,
+            Self::Range(..) | Self::Whole => reqwest::Method::GET,
             Self::Head => reqwest::Method::HEAD,
         }
     }
@@ -38,7 +40,7 @@ impl Want {
                 reqwest::header::HeaderValue::try_from(format!("bytes={start}-{}", end.saturating_sub(1)))
                     .ok()
             }
-            Self::Head => None,
+            Self::Head | Self::Whole => None,
         }
     }
 }

@@ -23,6 +23,12 @@ impl Environment {
         Self::from_vars(vars.collect())
     }
 
+    /// Without [`pull_auth`](Self::pull_auth), which belongs to the image of the command line alone.
+    #[must_use]
+    pub fn without_pull_auth(self) -> Self {
+        Self { pull_auth: None, ..self }
+    }
+
     /// Those of a list of names and values.
     #[must_use]
     pub fn from_vars(vars: Vec<(String, String)>) -> Self {

@@ -14,6 +14,7 @@ mod endpoint;
 mod environment;
 mod error;
 mod failure;
+mod identity;
 mod limit;
 mod link;
 mod metrics;
@@ -36,5 +37,6 @@ pub use options::{
     HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, OssOptions, ProxyOptions, RegistryOptions,
     S3Options, Scheme, Secret, headers_from_env,
 };
+pub use registry::fetch_manifest;
 pub use runtime::NetRuntime;
 pub use store::NetStore;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Text that must not appear in logs or errors: passwords, tokens, keys.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
 impl Secret {
@@ -30,7 +30,7 @@ impl fmt::Debug for Secret {
 }
 
 /// How requests are made; the same for every store (config.md section 4).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HttpOptions {
     /// Certificates are not checked. A registry may then also be asked by plain http. Default false.
     pub skip_verify: bool,
@@ -75,7 +75,7 @@ impl Default for HttpOptions {
 }
 
 /// An HTTP proxy (config.md section 4.1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProxyOptions {
     /// Its URL, `http://` or `https://`; not empty. User name and password in it are sent as Basic.
     pub url: Secret,
@@ -108,7 +108,7 @@ impl ProxyOptions {
 }
 
 /// A host that has the same blobs (config.md section 4.2).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MirrorOptions {
     /// `http://host:port` or `https://host`; without a scheme that of the store.
     pub host: String,
@@ -137,7 +137,7 @@ impl MirrorOptions {
 }
 
 /// Plain or encrypted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// `http`.
     Http,
@@ -158,7 +158,7 @@ impl Scheme {
 }
 
 /// A Docker or OCI registry (config.md sections 4 and 7).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RegistryOptions {
     /// Plain http or https.
     pub scheme: Scheme,
@@ -180,7 +180,7 @@ pub struct RegistryOptions {
 }
 
 /// An S3 bucket (config.md section 4).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct S3Options {
     /// Plain http or https.
     pub scheme: Scheme,
@@ -199,7 +199,7 @@ pub struct S3Options {
 }
 
 /// An access key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyPair {
     /// Public half.
     pub id: Secret,
@@ -208,7 +208,7 @@ pub struct KeyPair {
 }
 
 /// An OSS bucket (config.md section 4).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OssOptions {
     /// Plain http or https.
     pub scheme: Scheme,
@@ -225,7 +225,7 @@ pub struct OssOptions {
 }
 
 /// A server with a blob at each path (config.md section 4).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HttpProxyOptions {
     /// `http://...`, `https://...`, or the absolute path of a unix socket.
     pub addr: String,

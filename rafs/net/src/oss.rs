@@ -4,6 +4,7 @@ use crate::bucket::{self, Place, Signer};
 use crate::clock;
 use crate::endpoint::escape_path;
 use crate::failure::{Failure, Kind};
+use crate::identity::identity;
 use crate::link::Outgoing;
 use crate::s3::scoped_signature;
 use crate::urls::check_host;
@@ -46,7 +47,7 @@ impl NetStore {
             let signer: Arc<dyn Signer> = Arc::new(Oss { keys, bucket, region });
             signer
         });
-        bucket::store(runtime, &place, http, signer)
+        bucket::store(runtime, &place, http, signer, identity("oss", options, http))
     }
 }
 

@@ -2,13 +2,13 @@
 
 use crate::answer::Ranges;
 use crate::endpoint::{Answering, Endpoint, Want, escape, escape_path};
+use crate::identity::identity;
 use crate::link::{Link, Outgoing, Route};
 use crate::store::Parts;
 use crate::urls::mirror_base;
 use crate::{HttpOptions, HttpProxyOptions, NetError, NetRuntime, NetStore, client};
 use reqwest::Url;
 use reqwest::header::{HeaderMap, RANGE};
-use std::path::Path;
 use std::sync::Arc;
 
 impl NetStore {
@@ -22,12 +22,14 @@ impl NetStore {
         http: &HttpOptions,
     ) -> Result<Self, NetError> {
         if options.addr.starts_with('/') {
-            let link = runtime.enter(|| Link::on_socket(http, Path::new(&options.addr)))?;
+            let link = runtime.link(http, Some(options.addr.as_str().into()))?;
             let base = "http://localhost/".to_owned();
             let origin = Box::new(PlainHttp { base, headers: HeaderMap::new() });
             let http = HttpOptions { mirrors: Vec::new(), ..http.clone() };
-            let parts = Parts { origin, mirrors: Vec::new(), link, ranges: Ranges::Sloppy };
-            return Self::new(runtime, &http, parts);
+            let ranges = Ranges::Sloppy;
+            let parts = Parts { origin, mirrors: Vec::new(), link, ranges, accounts: Vec::new() };
+            let identity = identity("http-proxy", options, &http);
+            return Self::new(runtime, &http, parts, identity);
         }
         let bad = |reason: String| {
             NetError::Config(format!(
@@ -49,9 +51,10 @@ impl NetStore {
             let base = at(&mirror_base(&mirror.host, url.scheme())?);
             mirrors.push(Box::new(PlainHttp { base, headers: client::headers(&mirror.headers)? }));
         }
-        let link = runtime.enter(|| Link::new(http))?;
+        let link = runtime.link(http, None)?;
         let origin = Box::new(PlainHttp { base: at(url.as_str()), headers: HeaderMap::new() });
-        Self::new(runtime, http, Parts { origin, mirrors, link, ranges: Ranges::Http })
+        let parts = Parts { origin, mirrors, link, ranges: Ranges::Http, accounts: Vec::new() };
+        Self::new(runtime, http, parts, identity("http-proxy", options, http))
     }
 }
 

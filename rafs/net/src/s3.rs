@@ -3,6 +3,7 @@
 use crate::bucket::{self, Place, Signer};
 use crate::clock;
 use crate::failure::{Failure, Kind};
+use crate::identity::identity;
 use crate::link::Outgoing;
 use crate::urls::check_host;
 use crate::{HttpOptions, KeyPair, NetError, NetRuntime, NetStore, S3Options};
@@ -39,7 +40,7 @@ impl NetStore {
             let signer: Arc<dyn Signer> = Arc::new(SigV4 { keys, region: options.region.clone() });
             signer
         });
-        bucket::store(runtime, &place, http, signer)
+        bucket::store(runtime, &place, http, signer, identity("s3", options, http))
     }
 }
 

@@ -31,16 +31,23 @@ const PREFETCH_RETRIES: u32 = 2;
 /// A store that is reached over a network. Requests are answered from threads of its [`NetRuntime`].
 #[derive(Debug)]
 pub struct NetStore {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
     runtime: Arc<NetRuntime>,
+    identity: String,
+}
+
+/// What stores with the same options have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    inner: Arc<Inner>,
     /// Those of a registry and its mirrors.
-    pub(crate) accounts: Vec<Arc<Authenticator>>,
+    accounts: Vec<Arc<Authenticator>>,
 }
 
 #[derive(Debug)]
 struct Inner {
     sources: Vec<Source>,
-    link: Link,
+    link: Arc<Link>,
     ranges: Ranges,
     options: HttpOptions,
     gate: Gate,
@@ -54,8 +61,10 @@ pub(crate) struct Parts {
     pub origin: Box<dyn Endpoint>,
     /// One for each mirror in the options, in order.
     pub mirrors: Vec<Box<dyn Endpoint>>,
-    pub link: Link,
+    pub link: Arc<Link>,
     pub ranges: Ranges,
+    /// Who asks a registry and its mirrors.
+    pub accounts: Vec<Arc<Authenticator>>,
 }
 
 impl NetStore {
@@ -63,54 +72,69 @@ impl NetStore {
         runtime: &Arc<NetRuntime>,
         options: &HttpOptions,
         parts: Parts,
+        identity: String,
     ) -> Result<Self, NetError> {
-        let Parts { origin, mirrors, link, ranges } = parts;
-        let mut sources = Vec::new();
-        for (endpoint, mirror) in mirrors.into_iter().zip(&options.mirrors) {
-            let health = Arc::new(Health::new(mirror)?);
-            if health.pings().is_some() {
-                let timeout = options.connect_timeout.unwrap_or(Duration::from_secs(5));
-                runtime.spawn(keep_pinging(Arc::downgrade(&health), link.direct().clone(), timeout));
+        let make = || {
+            let Parts { origin, mirrors, link, ranges, accounts } = parts;
+            let mut sources = Vec::new();
+            for (endpoint, mirror) in mirrors.into_iter().zip(&options.mirrors) {
+                let health = Arc::new(Health::new(mirror)?);
+                if health.pings().is_some() {
+                    let timeout = options.connect_timeout.unwrap_or(Duration::from_secs(5));
+                    runtime.spawn(keep_pinging(Arc::downgrade(&health), link.direct().clone(), timeout));
+                }
+                sources.push(Source { endpoint, health: Some(health) });
             }
-            sources.push(Source { endpoint, health: Some(health) });
-        }
-        sources.push(Source { endpoint: origin, health: None });
-        if let Some(proxied) = link.proxied() {
-            proxied.watch(runtime);
-        }
-        let inner = Inner {
-            sources,
-            link,
-            ranges,
-            options: options.clone(),
-            gate: Gate::new(options.requests_max),
-            rate: RateLimit::new(options.rate_limit),
-            metrics: Metrics::default(),
+            sources.push(Source { endpoint: origin, health: None });
+            let inner = Inner {
+                sources,
+                link,
+                ranges,
+                options: options.clone(),
+                gate: Gate::new(options.requests_max),
+                rate: RateLimit::new(options.rate_limit),
+                metrics: Metrics::default(),
+            };
+            Ok(Shared { inner: Arc::new(inner), accounts })
         };
-        Ok(Self { inner: Arc::new(inner), runtime: Arc::clone(runtime), accounts: Vec::new() })
+        let shared = runtime.store(&identity, make)?;
+        Ok(Self { shared, runtime: Arc::clone(runtime), identity })
     }
 
-    /// What it did so far.
+    /// Who asks a registry and its mirrors.
+    pub(crate) fn accounts(&self) -> &[Arc<Authenticator>] {
+        &self.shared.accounts
+    }
+
+    /// What it and other stores of its runtime with the same options did so far.
     #[must_use]
     pub fn counters(&self) -> NetCounters {
-        self.inner.metrics.counters()
+        self.shared.inner.metrics.counters()
     }
 }
 
 impl Store for NetStore {
+    fn identity(&self) -> Option<String> {
+        Some(self.identity.clone())
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn fetch(&self, request: FetchRequest, done: FetchDone) {
         self.fetch_streamed(request, Box::new(AtTheEnd(done)));
     }
 
     fn fetch_streamed(&self, request: FetchRequest, sink: Box<dyn FetchSink>) {
-        let inner = Arc::clone(&self.inner);
+        let inner = Arc::clone(&self.shared.inner);
         let ending =
             Ending { sink: Some(sink), object: Arc::clone(&request.object), range: request.range.clone() };
         self.runtime.spawn(async move { inner.fetch(request, ending).await });
     }
 
     fn size(&self, object: &str, done: SizeDone) {
-        let inner = Arc::clone(&self.inner);
+        let inner = Arc::clone(&self.shared.inner);
         let object = object.to_owned();
         self.runtime.spawn(async move {
             let size = inner.size(&object).await;

@@ -41,7 +41,7 @@ impl AtomicBitmap {
         if i < self.len
             && let Some(word) = self.words.get((i / 64) as usize)
         {
-            word.fetch_or(1 << (i % 64), Ordering::Release);
+            word.fetch_or(1 << (i % 64), Ordering::AcqRel);
         }
     }
 

@@ -215,8 +215,35 @@ impl ChunkMap {
     /// # Errors
     /// The file cannot be written.
     pub fn clear(&self, chunk: u32) -> Result<(), CacheError> {
-        self.change(self.durable_at(), &[chunk], |byte, mask| byte & !mask)?;
-        self.change(HEADER_SPACE, &[chunk], |byte, mask| byte & !mask)
+        self.clear_all(&[chunk])
+    }
+
+    fn clear_all(&self, chunks: &[u32]) -> Result<(), CacheError> {
+        self.change(self.durable_at(), chunks, |byte, mask| byte & !mask)?;
+        self.change(HEADER_SPACE, chunks, |byte, mask| byte & !mask)
+    }
+
+    /// Clears `live` and `durable` of chunks whose data is about to be taken away, on the disk too: a map never claims
+    /// what a crash may have left as zeros.
+    ///
+    /// # Errors
+    /// The file cannot be written or synced; the data must then stay.
+    pub fn clear_for_good(&self, chunks: &[u32]) -> Result<(), CacheError> {
+        if !self.writable {
+            return Err(self.error("write its bits", io::ErrorKind::PermissionDenied.into()));
+        }
+        self.clear_all(chunks)?;
+        self.file.sync_data().map_err(|e| self.error("sync it", e))
+    }
+
+    /// The `live` bitmap as it is in the file now.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn live_bits(&self) -> Result<Vec<u8>, CacheError> {
+        let mut live = vec![0; usize::try_from(self.bits_len).unwrap_or(0)];
+        self.file.read_exact_at(&mut live, HEADER_SPACE).map_err(|e| self.error("read its bits", e))?;
+        Ok(live)
     }
 
     /// Claims chunks in bulk: `bits` is a bitmap as in the file.

@@ -1,6 +1,7 @@
 //! The directory of cache files, held as a descriptor.
 
 use super::CacheError;
+use super::space::Space;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
@@ -14,6 +15,7 @@ pub struct CacheDir {
     path: PathBuf,
     fd: OwnedFd,
     boot_id: [u8; 16],
+    pub(super) space: Space,
 }
 
 impl CacheDir {
@@ -28,13 +30,35 @@ impl CacheDir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|errno| error(made.err().unwrap_or_else(|| errno.into())))?;
-        Ok(Self { path: path.into(), fd, boot_id: boot_id() })
+        Ok(Self { path: path.into(), fd, boot_id: boot_id(), space: Space::default() })
     }
 
     /// Which boot of the host this is; zeros when the host does not tell.
     #[must_use]
     pub fn boot_id(&self) -> [u8; 16] {
         self.boot_id
+    }
+
+    /// Device and inode number: the same directory by any path.
+    #[must_use]
+    pub fn identity(&self) -> (u64, u64) {
+        rustix::fs::fstat(&self.fd).map_or((0, 0), |stat| (stat.st_dev, stat.st_ino))
+    }
+
+    /// Whether `path` still leads to it.
+    #[must_use]
+    pub fn is_still_at(&self, path: &Path) -> bool {
+        rustix::fs::stat(path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity())
+    }
+
+    /// Whether `name` in it still leads to `file`.
+    #[must_use]
+    pub fn still_has(&self, name: &str, file: &File) -> bool {
+        let there = rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let same = |stat: rustix::fs::Stat| {
+            rustix::fs::fstat(file).is_ok_and(|own| (own.st_dev, own.st_ino) == (stat.st_dev, stat.st_ino))
+        };
+        there.is_ok_and(same)
     }
 
     /// The full path of a file in it, for messages.
@@ -70,6 +94,21 @@ impl CacheDir {
             return Err(CacheError::NotRegular { path: self.path_of(name), kind: format!("a {kind:?}") });
         }
         Ok((File::from(fd), writable))
+    }
+
+    /// Names of the files in it that are text.
+    pub(super) fn names(&self) -> Vec<String> {
+        let dir = rustix::fs::Dir::read_from(&self.fd);
+        let entries = dir.into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned)).collect()
+    }
+
+    /// Removes a file; one that is not there is no error.
+    pub(super) fn remove(&self, name: &str) -> Result<(), CacheError> {
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.error(name, "remove it", errno)),
+        }
     }
 
     /// Puts a complete file under `name`, in place of what was there: nobody ever sees a part of it.

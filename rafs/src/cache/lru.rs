@@ -1,11 +1,11 @@
 //! Decoded units in memory, for blobs without a cache file.
 
 use crate::blob::UnitId;
-use crate::ids::BlobIndex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-type Key = (BlobIndex, UnitId);
+/// A number that stands for a blob as one image sees it, and a unit of it.
+type Key = (u64, UnitId);
 
 /// Least recently used units go when the bound is reached.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl UnitLru {
 
     /// A unit, which becomes the youngest.
     #[must_use]
-    pub fn get(&self, blob: BlobIndex, unit: UnitId) -> Option<Arc<Vec<u8>>> {
+    pub fn get(&self, blob: u64, unit: UnitId) -> Option<Arc<Vec<u8>>> {
         let mut state = self.state();
         state.clock += 1;
         let now = state.clock;
@@ -48,7 +48,7 @@ impl UnitLru {
     }
 
     /// Keeps a verified unit, unless it alone is over half the bound.
-    pub fn put(&self, blob: BlobIndex, unit: UnitId, plain: &[u8]) {
+    pub fn put(&self, blob: u64, unit: UnitId, plain: &[u8]) {
         if plain.len() > self.limit / 2 {
             return;
         }
@@ -87,17 +87,17 @@ mod tests {
         let lru = UnitLru::new(100);
         let id = |i| UnitId::Chunk(ChunkIndex(i));
         for i in 0..4 {
-            lru.put(BlobIndex(0), id(i), &[1; 30]);
-            assert!(lru.get(BlobIndex(0), id(0)).is_some(), "used each time");
+            lru.put(0, id(i), &[1; 30]);
+            assert!(lru.get(0, id(0)).is_some(), "used each time");
         }
         assert_eq!(lru.bytes(), 90);
-        assert!(lru.get(BlobIndex(0), id(1)).is_none());
-        assert!(lru.get(BlobIndex(1), id(0)).is_none());
-        lru.put(BlobIndex(0), id(0), &[2; 10]);
+        assert!(lru.get(0, id(1)).is_none());
+        assert!(lru.get(1, id(0)).is_none());
+        lru.put(0, id(0), &[2; 10]);
         assert_eq!(lru.bytes(), 70);
-        assert_eq!(lru.get(BlobIndex(0), id(0)).unwrap().as_slice(), [2; 10]);
-        lru.put(BlobIndex(0), id(9), &[0; 51]);
-        assert!(lru.get(BlobIndex(0), id(9)).is_none());
+        assert_eq!(lru.get(0, id(0)).unwrap().as_slice(), [2; 10]);
+        lru.put(0, id(9), &[0; 51]);
+        assert!(lru.get(0, id(9)).is_none());
         assert_eq!(lru.bytes(), 70);
     }
 }

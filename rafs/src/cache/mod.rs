@@ -17,13 +17,16 @@ mod bitmap;
 mod blob_cache;
 mod chunk_map;
 mod dir;
+mod lease;
 mod lru;
+mod space;
 
 pub use bitmap::AtomicBitmap;
-pub use blob_cache::{BlobCache, CachedChunk};
+pub use blob_cache::{BlobCache, CacheView, CachedChunk, Extents};
 pub use chunk_map::{ChunkMap, MapOrigin};
 pub use dir::CacheDir;
 pub use lru::UnitLru;
+pub use space::CachedBlob;
 
 use std::io;
 
@@ -56,6 +59,18 @@ pub enum CacheError {
         path: String,
         /// What it is.
         kind: String,
+    },
+    /// Two images disagree about a blob.
+    #[error("another image in use describes blob {blob} differently; its cache file is not shared")]
+    Conflict {
+        /// Blob id.
+        blob: String,
+    },
+    /// Somebody else uses a file.
+    #[error("cache file {path} is in use by a daemon; unmount its images first")]
+    InUse {
+        /// The file.
+        path: String,
     },
     /// A blob id that cannot be a file name.
     #[error("blob id {0:?} is no plain file name; nothing is cached for it")]

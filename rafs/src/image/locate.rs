@@ -56,14 +56,16 @@ pub(crate) struct Located {
 ///
 /// # Errors
 /// [`ImageError`] of every kind.
-pub(crate) fn at_path(path: &Path) -> Result<Located, ImageError> {
+pub(crate) fn at_path(path: &Path) -> Result<(Located, std::fs::Metadata), ImageError> {
     let name = path.display().to_string();
     let io = |source| ImageError::Io { name: name.clone(), action: "open", source };
     // Looked at first: opening a fifo would wait for a writer.
     if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(io(not_a_file()));
     }
-    in_file(&File::open(path).map_err(io)?, &name)
+    let file = File::open(path).map_err(io)?;
+    let meta = file.metadata().map_err(io)?;
+    Ok((in_file(&file, &name)?, meta))
 }
 
 fn not_a_file() -> std::io::Error {

@@ -45,6 +45,30 @@ pub struct Image {
     tree: Tree,
     name: String,
     v5_chunk_indexes_missing: OnceLock<bool>,
+    origin: Option<FileIdentity>,
+}
+
+/// Which file a bootstrap came from, in which state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(meta: &std::fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
 }
 
 /// The decoder of the version, chosen at open.
@@ -62,7 +86,10 @@ impl Image {
     /// [`ImageError`]: one line that names the file and what is wrong with it.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         let file_name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        Self::build(locate::at_path(path)?, &path.display().to_string(), &file_name)
+        let (found, meta) = locate::at_path(path)?;
+        let mut image = Self::build(found, &path.display().to_string(), &file_name)?;
+        image.origin = Some(FileIdentity::of(&meta));
+        Ok(image)
     }
 
     /// [`Image::open`] for a file that is open already, whose path or name is `name`.
@@ -90,12 +117,21 @@ impl Image {
             FsVersion::V6 => v6::open(found.bytes, &origin).map(|(base, tree)| (base, Tree::V6(tree))),
         }
         .map_err(invalid)?;
-        let image = Self { base, tree, name: name.to_owned(), v5_chunk_indexes_missing: OnceLock::new() };
+        let v5_chunk_indexes_missing = OnceLock::new();
+        let image = Self { base, tree, name: name.to_owned(), v5_chunk_indexes_missing, origin: None };
         let root = image.inode(image.root()).map_err(|e| invalid(Defect::Root(e)))?;
         if root.kind != FileKind::Directory {
             return Err(invalid(Defect::RootKind(root.number)));
         }
         Ok(image)
+    }
+
+    /// Whether this is the same image as `other`: the same object, or opened from the same unchanged file under names
+    /// that mean the same blobs.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+            || (self.origin.is_some() && self.origin == other.origin && self.blobs() == other.blobs())
     }
 
     /// The name it was opened by, for messages.

@@ -1,11 +1,13 @@
 //! One blob as the reader sees it: the file its ready chunks are read from, and the way to its missing ones.
 
+use super::engine::{CacheKey, Hub};
+use super::readahead::Ahead;
 use super::{ReadError, request::Piece};
 use crate::blob::{BlobError, ChunkTable, Member, Unit, UnitId};
-use crate::cache::{AtomicBitmap, BlobCache, CacheDir};
+use crate::cache::{AtomicBitmap, BlobCache, CacheDir, CacheView};
 use crate::codec::Digest;
 use crate::ids::{BlobIndex, ChunkIndex};
-use crate::image::{BlobInfo, ChunkRef, Image};
+use crate::image::{BlobInfo, ChunkRef, FsVersion, Image};
 use crate::layout::DIGEST_SIZE;
 use crate::layout::blob::BlobFeatures;
 use crate::store::{ErrorClass, Store, StoreError};
@@ -20,6 +22,14 @@ const BITMAP_CHUNKS_MAX: u32 = 1 << 27;
 /// State of one blob.
 pub(super) struct BlobState {
     pub index: BlobIndex,
+    /// Blob id.
+    pub id: Arc<str>,
+    /// Stands for this blob as this image sees it.
+    pub view: u64,
+    /// Stands for this blob of this store, for whatever image.
+    pub shared: Arc<u64>,
+    /// What to fetch ahead of readers.
+    pub ahead: Ahead,
     access: OnceLock<Access>,
     opening: Mutex<()>,
     source: Mutex<SourceState>,
@@ -35,13 +45,14 @@ pub(super) struct BlobState {
 pub(super) struct Access {
     kind: Kind,
     numbering: Option<Box<[u64]>>,
+    chunk_count: u32,
 }
 
 enum Kind {
     /// The tar of a TARFS blob: always ready, in place.
     Tar { file: File, path: String },
     /// A file of the uncompressed address space.
-    Cache(BlobCache),
+    Cache(CacheView),
     /// The blob file itself, for its raw chunks.
     Raw { file: File, path: String, ready: AtomicBitmap },
     /// Nothing: every read goes to the store, or to the memory cache.
@@ -107,9 +118,13 @@ impl V5Summary {
 }
 
 impl BlobState {
-    pub fn new(index: BlobIndex) -> Self {
+    pub fn new(info: &BlobInfo, view: u64, shared: Arc<u64>) -> Self {
         Self {
-            index,
+            index: info.index,
+            id: info.id.as_str().into(),
+            view,
+            shared,
+            ahead: Ahead::default(),
             access: OnceLock::new(),
             opening: Mutex::new(()),
             source: Mutex::new(SourceState::Idle),
@@ -137,6 +152,19 @@ impl BlobState {
 
     pub fn source(&self) -> MutexGuard<'_, SourceState> {
         self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The source, when it has been found.
+    pub fn known_source(&self) -> Option<Source> {
+        match &*self.source() {
+            SourceState::Ready(source) => Some(source.clone()),
+            SourceState::Idle | SourceState::Loading(_) => None,
+        }
+    }
+
+    /// Nobody is looking for the source.
+    pub fn is_idle(&self) -> bool {
+        matches!(&*self.source(), SourceState::Idle)
     }
 
     /// Sets the source and takes those who wait for it.
@@ -194,19 +222,32 @@ impl BlobState {
         }
     }
 
-    /// The file and position of a ready chunk.
+    /// The file and position of a ready chunk, and the [epoch](Access::epoch) from before it was found ready.
+    pub fn ready(&self, image: &Image, chunk: &ChunkRef) -> Option<(BorrowedFd<'_>, u64, u64)> {
+        self.find(image, chunk, false)
+    }
+
+    /// As [`ready`](Self::ready), only for chunks that have been read before. So the first read of each chunk comes by
+    /// the fetch threads, who keep track of that, and later ones need not.
     #[inline]
-    pub fn ready(&self, image: &Image, chunk: &ChunkRef) -> Option<(BorrowedFd<'_>, u64)> {
+    pub fn hot(&self, image: &Image, chunk: &ChunkRef) -> Option<(BorrowedFd<'_>, u64, u64)> {
+        self.find(image, chunk, true)
+    }
+
+    #[inline]
+    fn find(&self, image: &Image, chunk: &ChunkRef, hot: bool) -> Option<(BorrowedFd<'_>, u64, u64)> {
         let access = self.access.get()?;
         match &access.kind {
             Kind::Cache(cache) => {
-                let ready = cache.is_ready(self.number(access, chunk)?);
-                ready.then(|| (cache.file(), chunk.uncompressed_offset))
+                let epoch = cache.epoch();
+                let number = self.number(access, chunk)?;
+                let found = if hot { cache.is_hot(number) } else { cache.is_ready(number) };
+                found.then(|| (cache.file(), chunk.uncompressed_offset, epoch))
             }
-            Kind::Tar { file, .. } => Some((file.as_fd(), chunk.uncompressed_offset)),
+            Kind::Tar { file, .. } => Some((file.as_fd(), chunk.uncompressed_offset, 0)),
             Kind::Raw { file, ready, .. } => {
                 let ready = ready.get(self.number(access, chunk)?);
-                ready.then(|| Some((file.as_fd(), self.raw_position(image, chunk)?))).flatten()
+                ready.then(|| Some((file.as_fd(), self.raw_position(image, chunk)?, 0))).flatten()
             }
             Kind::Memory => None,
         }
@@ -236,8 +277,32 @@ impl BlobState {
 }
 
 impl Access {
+    /// Nothing is fetched for it beside what is asked for: it is here already, or cannot be kept.
+    pub fn is_local(&self) -> bool {
+        matches!(self.kind, Kind::Tar { .. } | Kind::Raw { .. })
+    }
+
+    /// Number that changes before bytes of ready chunks do. Files that are not ours do not change, as far as we know.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        match &self.kind {
+            Kind::Cache(cache) => cache.epoch(),
+            Kind::Tar { .. } | Kind::Raw { .. } | Kind::Memory => 0,
+        }
+    }
+
+    /// Number of chunks; 0 where that is not known.
+    pub fn chunk_count(&self) -> u32 {
+        self.chunk_count
+    }
+
+    /// Chunks of this image have numbers that other images of the same blob need not share.
+    pub fn has_own_numbers(&self) -> bool {
+        self.numbering.is_some()
+    }
+
     /// The cache of the blob, if it has one.
-    pub fn cache(&self) -> Option<&BlobCache> {
+    pub fn cache(&self) -> Option<&CacheView> {
         match &self.kind {
             Kind::Cache(cache) => Some(cache),
             _ => None,
@@ -283,9 +348,11 @@ impl Access {
 
 /// What is needed to open the [`Access`] of a blob.
 pub(super) struct OpenContext<'a> {
+    pub hub: &'a Hub,
+    pub version: FsVersion,
     pub info: &'a BlobInfo,
     pub store: &'a dyn Store,
-    pub cache_dir: Option<&'a CacheDir>,
+    pub cache_dir: Option<&'a Arc<CacheDir>>,
     /// v5 images that do not say enough.
     pub summary: Option<&'a V5Summary>,
 }
@@ -293,9 +360,11 @@ pub(super) struct OpenContext<'a> {
 impl OpenContext<'_> {
     fn open(&self) -> Result<Access, StoreError> {
         let info = self.info;
+        let (len, count) = self.dimensions();
         let access = |kind| {
             let offsets = self.summary.map(|s| s.offsets.as_slice()).filter(|o| !o.is_empty());
-            Ok(Access { kind, numbering: offsets.map(Into::into) })
+            let chunk_count = u32::try_from(count).ok().filter(|&n| n <= BITMAP_CHUNKS_MAX).unwrap_or(0);
+            Ok(Access { kind, numbering: offsets.map(Into::into), chunk_count })
         };
         if info.features.contains(BlobFeatures::TARFS) {
             return match self.store.local_file(&info.id) {
@@ -303,14 +372,13 @@ impl OpenContext<'_> {
                 None => access(Kind::Memory),
             };
         }
-        let (len, count) = self.dimensions();
         let Some(count) = u32::try_from(count).ok().filter(|&n| n <= BITMAP_CHUNKS_MAX) else {
             tracing::warn!(blob = %info.id, count, "too many chunks to keep track of: nothing is cached");
             return access(Kind::Memory);
         };
         if let Some(dir) = self.cache_dir {
-            match BlobCache::open(dir, &info.id, len, count) {
-                Ok(cache) => return access(Kind::Cache(cache)),
+            match self.hub.cache_file(dir, &info.id, self.cache_key(len, count)) {
+                Ok(cache) => return access(Kind::Cache(cache.view())),
                 Err(error) => tracing::warn!(%error, blob = %info.id, "serving without a cache file"),
             }
         }
@@ -318,7 +386,8 @@ impl OpenContext<'_> {
         if let Some(Ok(file)) = self.store.local_file(&name)
             && file.metadata().is_ok_and(|meta| meta.len() >= len)
         {
-            return access(Kind::Cache(BlobCache::of_complete_file(file, name, len, count)));
+            let cache = BlobCache::of_complete_file(file, name, len, count);
+            return access(Kind::Cache(Arc::new(cache).view()));
         }
         match self.store.local_file(&info.id) {
             Some(file) => {
@@ -326,6 +395,25 @@ impl OpenContext<'_> {
             }
             None => access(Kind::Memory),
         }
+    }
+
+    /// What two images must agree on to use one cache file: otherwise the one's chunks lie across the other's.
+    fn cache_key(&self, len: u64, chunks: u32) -> CacheKey {
+        let info = self.info;
+        let layout = BlobFeatures::ALIGNED
+            | BlobFeatures::CHUNK_INFO_V2
+            | BlobFeatures::ZRAN
+            | BlobFeatures::SEPARATE
+            | BlobFeatures::BATCH
+            | BlobFeatures::ENCRYPTED;
+        let chunk_info = match self.version {
+            FsVersion::V5 => None,
+            FsVersion::V6 => {
+                let meta = info.meta_blob.clone();
+                info.chunk_info.map(|table| (table, meta, info.features & layout, info.cipher.clone()))
+            }
+        };
+        CacheKey { len, chunks, compressor: info.compressor, chunk_info }
     }
 
     /// Bytes of the uncompressed address space, and number of chunks.

@@ -1,31 +1,24 @@
-//! The fetch side's centre: from pieces of reads to flights, one for each unit however many ask for it.
+//! The fetch side of one image: from pieces of reads to flights.
 
+use super::ReadError;
 use super::blobs::{BlobState, OpenContext, Source, SourceState, V5Summary};
-use super::budget::Budget;
-use super::fetch::{Group, Loaded, Planned};
-use super::queue::Queue;
+use super::engine::{Hub, Work};
+use super::fetch::{Group, Loaded, MERGE_MAX, Planned};
+use super::flights::{Boarded, FlightKey, Ticket};
+use super::metrics::StoreCounters;
+use super::neighbours::{Index, Touched};
+use super::readahead::Touch;
 use super::request::{Piece, Request};
-use super::{ReadError, ReaderOptions};
-use crate::blob::{DigestIndex, Expected, Member, Unit, UnitId};
-use crate::cache::{CacheDir, UnitLru};
+use crate::blob::{DigestIndex, Expected, Member, Unit};
+use crate::cache::CacheDir;
 use crate::ids::{BlobIndex, ChunkIndex};
 use crate::image::{BlobInfo, ChunkRef, FsVersion, Image, Inode};
-use crate::store::{Store, StoreError};
-use std::collections::{HashMap, VecDeque};
+use crate::store::{Priority, Store, StoreError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-/// Names a flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum FlightKey {
-    /// A unit comes from the store.
-    Unit(BlobIndex, UnitId),
-    /// A chunk that the cache file claims to hold is being verified.
-    Cached(BlobIndex, u32),
-}
-
-/// What fetch threads do.
+/// What fetch threads do for an image.
 pub(super) enum Job {
     /// Plan a read.
     Read { request: Arc<Request>, inode: Inode, offset: u64, len: u64 },
@@ -43,58 +36,29 @@ pub(super) enum Job {
     Table(Box<super::tables::Arrival>),
     /// See whether a blob is there, and load its chunk info table.
     Warm(BlobIndex),
-    /// Bring the `durable` bitmaps up to date.
-    Sync,
+    /// Find out which chunk belongs where.
+    Index,
 }
 
-/// Everything that fetch threads share.
+/// What is known of one image in one store.
 pub(super) struct Core {
+    pub hub: Arc<Hub>,
     pub image: Arc<Image>,
     pub store: Arc<dyn Store>,
-    pub options: ReaderOptions,
-    pub cache_dir: Option<CacheDir>,
+    /// Which store it is.
+    pub store_key: String,
+    /// Nothing is served before it matched its digest.
+    pub verify: bool,
+    pub cache_dir: Option<Arc<CacheDir>>,
     pub blobs: Vec<BlobState>,
-    pub queue: Queue<Job>,
-    pub budget: Budget<Group>,
-    pub lru: UnitLru,
-    pub log_limit: LogLimit,
-    flights: Mutex<Flights>,
-    deadlines: Mutex<VecDeque<Weak<Request>>>,
-    pub deadline_set: Condvar,
+    /// Asking it takes long.
+    pub remote: bool,
+    pub counters: Arc<StoreCounters>,
+    pub index: OnceLock<Index>,
+    /// Somebody makes the index.
+    pub indexing: AtomicBool,
     digests: OnceLock<DigestIndex>,
     v5_summaries: OnceLock<Vec<V5Summary>>,
-    pub sync_queued: AtomicBool,
-}
-
-/// The right to end one flight. Dropped without use (a panic, a store that forgets its completion) it ends the
-/// flight with an error.
-pub(super) struct Ticket {
-    core: Weak<Core>,
-    key: FlightKey,
-    /// Tells this flight from a later one of the same key.
-    flight: u64,
-}
-
-impl Ticket {
-    pub fn key(&self) -> FlightKey {
-        self.key
-    }
-
-    pub fn blob(&self) -> BlobIndex {
-        match self.key {
-            FlightKey::Unit(blob, _) | FlightKey::Cached(blob, _) => blob,
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if let Some(core) = self.core.upgrade() {
-            for piece in core.cancel(self) {
-                piece.fail(ReadError::Internal);
-            }
-        }
-    }
 }
 
 /// At most one line a second of a kind of message that hostile input can cause at will.
@@ -134,73 +98,33 @@ impl LogLimit {
     }
 }
 
-/// Flights in progress, and who waits for each.
-#[derive(Default)]
-struct Flights {
-    by_key: HashMap<FlightKey, (u64, Vec<Piece>)>,
-    last: u64,
-}
-
-impl Flights {
-    fn take(&mut self, ticket: &Ticket) -> Vec<Piece> {
-        match self.by_key.get_mut(&ticket.key) {
-            Some((flight, waiting)) if *flight == ticket.flight => std::mem::take(waiting),
-            _ => Vec::new(),
-        }
-    }
-
-    fn end(&mut self, ticket: &Ticket) {
-        if self.by_key.get(&ticket.key).is_some_and(|(flight, _)| *flight == ticket.flight) {
-            self.by_key.remove(&ticket.key);
-        }
-    }
-}
-
 impl Core {
+    /// `shared`: a number for each blob of the image, the same for all images that have that blob in this store.
     pub fn new(
+        hub: Arc<Hub>,
         image: Arc<Image>,
         store: Arc<dyn Store>,
-        options: ReaderOptions,
-        cache_dir: Option<CacheDir>,
+        store_key: String,
+        verify: bool,
+        cache_dir: Option<Arc<CacheDir>>,
+        shared: Vec<Arc<u64>>,
     ) -> Self {
-        let blobs = (0u32..).zip(image.blobs()).map(|(i, _)| BlobState::new(BlobIndex(i))).collect();
+        let infos = image.blobs().iter().zip(shared);
+        let blobs = infos.map(|(info, shared)| BlobState::new(info, hub.new_id(), shared)).collect();
         Self {
             blobs,
-            queue: Queue::new(),
-            budget: Budget::new(options.memory_limit),
-            lru: UnitLru::new(options.memory_limit),
-            log_limit: LogLimit::new(),
-            flights: Mutex::default(),
-            deadlines: Mutex::default(),
-            deadline_set: Condvar::new(),
-            digests: OnceLock::new(),
-            v5_summaries: OnceLock::new(),
-            sync_queued: AtomicBool::new(false),
+            remote: store.is_remote(),
+            counters: hub.metrics.store(&store_key),
+            index: OnceLock::new(),
+            indexing: AtomicBool::new(false),
+            hub,
             image,
             store,
-            options,
+            store_key,
+            verify,
             cache_dir,
-        }
-    }
-
-    fn flights(&self) -> MutexGuard<'_, Flights> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn deadlines(&self) -> MutexGuard<'_, VecDeque<Weak<Request>>> {
-        self.deadlines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sees to it that a request ends at its deadline.
-    pub fn watch(&self, request: &Arc<Request>) {
-        let mut deadlines = self.deadlines();
-        // Requests end mostly in the order they came: this keeps the list as short as what is in flight.
-        while deadlines.front().is_some_and(|r| r.upgrade().is_none_or(|r| r.is_over())) {
-            deadlines.pop_front();
-        }
-        deadlines.push_back(Arc::downgrade(request));
-        if deadlines.len() == 1 {
-            self.deadline_set.notify_one();
+            digests: OnceLock::new(),
+            v5_summaries: OnceLock::new(),
         }
     }
 
@@ -219,12 +143,24 @@ impl Core {
                 all.get(info.index.as_usize())
             })
             .flatten();
-        OpenContext { info, store: &*self.store, cache_dir: self.cache_dir.as_ref(), summary }
+        OpenContext {
+            hub: &self.hub,
+            version: self.image.version(),
+            info,
+            store: &*self.store,
+            cache_dir: self.cache_dir.as_ref(),
+            summary,
+        }
     }
 
     /// Puts a job into the queue; a closed queue drops it, which ends what depends on it.
-    pub fn push(&self, job: Job) {
-        drop(self.queue.push(job));
+    pub fn push(self: &Arc<Self>, job: Job) {
+        drop(self.hub.queue.push(Work::Of(Arc::clone(self), job)));
+    }
+
+    /// Puts a job behind all that somebody waits for.
+    pub fn push_idle(self: &Arc<Self>, job: Job) {
+        drop(self.hub.queue.push_idle(Work::Of(Arc::clone(self), job)));
     }
 
     /// Runs one job.
@@ -238,7 +174,9 @@ impl Core {
             Job::Decode { loaded, planned } => self.decode(&loaded, planned),
             Job::Table(arrival) => self.table_arrived(*arrival),
             Job::Warm(blob) => self.warm(blob),
-            Job::Sync => self.sync(),
+            Job::Index => {
+                self.index();
+            }
         }
     }
 
@@ -274,13 +212,41 @@ impl Core {
 
     /// Ends pieces that can be ended now, and makes the others wait on flights.
     pub fn submit(self: &Arc<Self>, pieces: Vec<Piece>) {
-        let mut planned = Vec::new();
+        let (mut planned, mut touches) = (Vec::new(), Vec::new());
         for piece in pieces {
             if !piece.is_over() {
+                let before = planned.len();
+                let touched = self.observe(&piece);
                 self.submit_one(piece, &mut planned);
+                if let Some(mut touched) = touched {
+                    touched.missed = planned.len() > before;
+                    touches.push(touched);
+                }
             }
         }
-        self.launch(planned);
+        if self.remote {
+            self.widen(&touches, &mut planned);
+        }
+        self.launch(planned, MERGE_MAX);
+    }
+
+    /// Notes that a chunk is being read. The first time that says what it means.
+    fn observe(&self, piece: &Piece) -> Option<Touched> {
+        let chunk = piece.chunk;
+        let state = self.blobs.get(chunk.blob.as_usize())?;
+        if let Some(trace) = &piece.owner().trace {
+            trace.touch(&state.id, chunk.chunk.0, chunk.uncompressed_offset);
+        }
+        let count = state.access().map(|access| access.chunk_count()).filter(|&count| count > 0)?;
+        let touch = state.ahead.touch(count, chunk.chunk.0);
+        let ceiling = u64::from(piece.owner().amplify);
+        (touch != Touch::Known).then_some(Touched {
+            blob: chunk.blob,
+            chunk: chunk.chunk.0,
+            touch,
+            missed: false,
+            ceiling,
+        })
     }
 
     fn submit_one(self: &Arc<Self>, piece: Piece, planned: &mut Vec<Planned>) {
@@ -296,9 +262,15 @@ impl Core {
         let Some(number) = state.number(access, &chunk) else {
             return piece.fail(ReadError::Mismatch { blob: info.id.clone(), chunk: chunk.chunk });
         };
-        if let Some((file, offset)) = state.ready(&self.image, &chunk) {
-            match piece.finish_from_file(file, offset) {
-                Ok(()) => return,
+        if let Some((file, offset, epoch)) = state.ready(&self.image, &chunk) {
+            match piece.finish_from_file(file, offset, || access.epoch() == epoch) {
+                Ok(()) => {
+                    if let Some(cache) = access.cache() {
+                        cache.touch(number);
+                    }
+                    return;
+                }
+                Err(_) if access.epoch() != epoch => return self.push(Job::Pieces(vec![piece])),
                 Err(error) if access.unready(number) => {
                     tracing::warn!(%error, file = access.path(), offset, "cached data is gone; fetching it again");
                 }
@@ -308,24 +280,40 @@ impl Core {
                 }
             }
         }
+        let landed_in_file = || {
+            // Another image of this blob may have brought it meanwhile.
+            access.cache().is_some_and(|cache| {
+                cache.is_shared()
+                    && cache.is_mapped(number)
+                    && cache.is_claimed(number, chunk.uncompressed_offset)
+            })
+        };
         if let Some(cache) = access.cache()
             && cache.is_claimed(number, chunk.uncompressed_offset)
         {
             let mapped = cache.is_mapped(number);
             let unverifiable =
-                !self.options.verify || matches!(self.expected(info, &chunk, None), Ok(Expected::Nothing));
+                !self.verify || matches!(self.expected(info, &chunk, None), Ok(Expected::Nothing));
             if unverifiable && mapped {
-                cache.set_ready(number);
-                match piece.finish_from_file(cache.file(), chunk.uncompressed_offset) {
-                    Ok(()) => return,
+                let epoch = cache.epoch();
+                match piece
+                    .finish_from_file(cache.file(), chunk.uncompressed_offset, || cache.epoch() == epoch)
+                {
+                    Ok(()) => {
+                        cache.set_ready(number, epoch);
+                        cache.touch(number);
+                        return;
+                    }
+                    Err(_) if cache.epoch() != epoch => return self.push(Job::Pieces(vec![piece])),
                     Err(_) => cache.reject(number),
                 }
             } else if !unverifiable {
-                let key = FlightKey::Cached(chunk.blob, number);
-                match self.board(key, piece, || state.ready(&self.image, &chunk).is_some()) {
+                let key = FlightKey::Cached(state.view, number);
+                let landed = || state.ready(&self.image, &chunk).is_some();
+                match self.hub.board(key, chunk.blob, Some(piece), landed) {
                     Boarded::Waits => return,
                     Boarded::Flies(ticket) => return self.push(Job::Verify { ticket, chunk, number }),
-                    Boarded::Landed(back) => return self.push(Job::Pieces(vec![back])),
+                    Boarded::Landed(back) => return self.push(Job::Pieces(back.into_iter().collect())),
                 }
             }
         }
@@ -348,63 +336,51 @@ impl Core {
                 return piece.fail(error);
             }
         };
-        if let Some(plain) = self.lru.get(chunk.blob, unit.id) {
+        if let Some(plain) = self.hub.lru.get(state.view, unit.id) {
             return finish_from_unit(&piece, &source, &unit, info, &plain);
         }
-        let key = FlightKey::Unit(chunk.blob, unit.id);
-        let landed =
-            || state.ready(&self.image, &chunk).is_some() || self.lru.get(chunk.blob, unit.id).is_some();
-        match self.board(key, piece, landed) {
+        let key = if piece.alone || access.has_own_numbers() {
+            FlightKey::Own(state.view, unit.id)
+        } else {
+            FlightKey::Unit(*state.shared, unit.id)
+        };
+        let alone = piece.alone;
+        let landed = || {
+            state.ready(&self.image, &chunk).is_some()
+                || self.hub.lru.get(state.view, unit.id).is_some()
+                || (!alone && landed_in_file())
+        };
+        match self.hub.board(key, chunk.blob, Some(piece), landed) {
             Boarded::Waits => {}
-            Boarded::Flies(ticket) => planned.push(Planned { ticket, unit, chunk, source, attempt: 0 }),
-            Boarded::Landed(piece) => self.push(Job::Pieces(vec![piece])),
+            Boarded::Flies(ticket) => {
+                planned.push(Planned {
+                    ticket,
+                    unit,
+                    chunk,
+                    source,
+                    attempt: 0,
+                    priority: Priority::Demand,
+                    slot: None,
+                });
+                self.hub.metrics.count(|m| &m.misses, 1u32);
+            }
+            Boarded::Landed(back) => self.push(Job::Pieces(back.into_iter().collect())),
         }
     }
 
-    /// Joins the flight `key`, or begins it. `landed` tells, while nobody can end the flight, whether it is over
-    /// already.
-    fn board(self: &Arc<Self>, key: FlightKey, piece: Piece, landed: impl Fn() -> bool) -> Boarded {
-        let mut flights = self.flights();
-        if let Some((_, waiting)) = flights.by_key.get_mut(&key) {
-            waiting.push(piece);
-            return Boarded::Waits;
+    /// Ends a piece of this image with a chunk that another image of the same blob has fetched, if that is right for
+    /// this one too. `plain` is the chunk at the piece's place, if there is one.
+    pub fn adopt(self: &Arc<Self>, mut piece: Piece, plain: Option<&[u8]>) {
+        let good = plain.is_some_and(|plain| {
+            let Ok((_, info)) = self.blob(piece.chunk.blob) else { return false };
+            let expected = self.expected(info, &piece.chunk, None);
+            let right = !self.verify || expected.is_ok_and(|expected| expected.matches(plain));
+            right && piece.finish_from_chunk(plain)
+        });
+        if !good {
+            piece.alone = true;
+            self.push(Job::Pieces(vec![piece]));
         }
-        if landed() {
-            return Boarded::Landed(piece);
-        }
-        flights.last += 1;
-        let flight = flights.last;
-        flights.by_key.insert(key, (flight, vec![piece]));
-        Boarded::Flies(Ticket { core: Arc::downgrade(self), key, flight })
-    }
-
-    /// Those who wait for a flight now; more may come.
-    pub fn waiting(&self, ticket: &Ticket) -> Vec<Piece> {
-        self.flights().take(ticket)
-    }
-
-    /// Ends a flight if nobody waits any more; else returns those who do, and the flight goes on.
-    pub fn land(&self, ticket: &Ticket) -> Vec<Piece> {
-        let mut flights = self.flights();
-        let waiting = flights.take(ticket);
-        if waiting.is_empty() {
-            flights.end(ticket);
-        }
-        waiting
-    }
-
-    /// Ends a flight and returns all who waited.
-    pub fn cancel(&self, ticket: &Ticket) -> Vec<Piece> {
-        let mut flights = self.flights();
-        let waiting = flights.take(ticket);
-        flights.end(ticket);
-        waiting
-    }
-
-    /// Ends every flight.
-    pub fn cancel_all(&self) -> Vec<Piece> {
-        let flights = std::mem::take(&mut self.flights().by_key);
-        flights.into_values().flat_map(|(_, pieces)| pieces).collect()
     }
 
     /// What the plain bytes of a chunk must match. `member` is the chunk as the blob's own table describes it.
@@ -451,14 +427,16 @@ impl Core {
     fn verify_cached(self: &Arc<Self>, ticket: Ticket, chunk: &ChunkRef, number: u32) {
         let Ok((state, info)) = self.blob(chunk.blob) else { return };
         let Some(cache) = state.access().and_then(|a| a.cache()) else { return };
-        let mut plain = self.budget.buffer();
+        let epoch = cache.epoch();
+        let mut plain = self.hub.budget.buffer();
         plain.resize(usize::try_from(chunk.uncompressed_size).unwrap_or(0), 0);
         let good = cache.read(chunk.uncompressed_offset, &mut plain).is_ok()
             && self.expected(info, chunk, None).is_ok_and(|expected| expected.matches(&plain));
         if good {
-            cache.set_ready(number);
+            cache.set_ready(number, epoch);
+            cache.touch(number);
             loop {
-                let pieces = self.land(&ticket);
+                let pieces = self.hub.flights.land(&ticket);
                 if pieces.is_empty() {
                     break;
                 }
@@ -469,41 +447,18 @@ impl Core {
                 }
             }
         } else {
-            if cache.is_mapped(number)
-                && let Some(left_out) = self.log_limit.admit()
-            {
-                tracing::warn!(blob = %info.id, chunk = %chunk.chunk, file = cache.path(), left_out,
-                    "cached chunk is damaged; fetching it again");
+            if cache.epoch() == epoch {
+                if cache.is_mapped(number)
+                    && let Some(left_out) = self.hub.log_limit.admit()
+                {
+                    tracing::warn!(blob = %info.id, chunk = %chunk.chunk, file = cache.path(), left_out,
+                        "cached chunk is damaged; fetching it again");
+                }
+                cache.reject(number);
             }
-            cache.reject(number);
-            self.submit(self.cancel(&ticket));
+            self.submit(self.hub.flights.cancel(&ticket));
         }
-        self.budget.recycle(plain);
-    }
-
-    /// The durable step for every blob.
-    pub fn sync(&self) {
-        self.sync_queued.store(false, Ordering::Release);
-        for state in &self.blobs {
-            if let Some(cache) = state.access().and_then(|a| a.cache())
-                && let Err(error) = cache.make_durable()
-            {
-                tracing::warn!(%error, "cached chunks may not survive a crash of the host");
-            }
-        }
-    }
-
-    /// Asks for the durable step when much has been written since the last one.
-    pub fn sync_if_much_is_dirty(&self, unsynced: u64) {
-        const MUCH: u64 = 256 << 20;
-        if unsynced >= MUCH && !self.sync_queued.swap(true, Ordering::AcqRel) {
-            self.push(Job::Sync);
-        }
-    }
-
-    /// Time to wait for a store where a thread has to.
-    pub fn patience(&self) -> Duration {
-        self.options.deadline
+        self.hub.budget.recycle(plain);
     }
 }
 
@@ -516,16 +471,6 @@ fn finish_from_unit(piece: &Piece, source: &Source, unit: &Unit, info: &BlobInfo
     if !done {
         piece.fail(ReadError::Mismatch { blob: info.id.clone(), chunk: piece.chunk.chunk });
     }
-}
-
-/// Result of [`Core::board`].
-enum Boarded {
-    /// Somebody else flies.
-    Waits,
-    /// The caller has to fly.
-    Flies(Ticket),
-    /// It is over; the caller gets its piece back.
-    Landed(Piece),
 }
 
 /// The part of `[position, end)` that lies in a chunk: its start in the file and its length.

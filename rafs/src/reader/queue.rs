@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// A queue of jobs that can be closed.
+/// A queue of jobs that can be closed. Jobs that somebody waits for come before those that nobody does.
 #[derive(Debug)]
 pub(super) struct Queue<J> {
     state: Mutex<State<J>>,
@@ -13,12 +13,14 @@ pub(super) struct Queue<J> {
 #[derive(Debug)]
 struct State<J> {
     jobs: VecDeque<J>,
+    idle: VecDeque<J>,
     closed: bool,
 }
 
 impl<J> Queue<J> {
     pub fn new() -> Self {
-        Self { state: Mutex::new(State { jobs: VecDeque::new(), closed: false }), arrived: Condvar::new() }
+        let state = State { jobs: VecDeque::new(), idle: VecDeque::new(), closed: false };
+        Self { state: Mutex::new(state), arrived: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State<J>> {
@@ -27,11 +29,20 @@ impl<J> Queue<J> {
 
     /// Adds a job at the end; gives it back when the queue is closed.
     pub fn push(&self, job: J) -> Result<(), J> {
+        self.add(job, |state| &mut state.jobs)
+    }
+
+    /// Adds a job that is done when there is nothing else to do.
+    pub fn push_idle(&self, job: J) -> Result<(), J> {
+        self.add(job, |state| &mut state.idle)
+    }
+
+    fn add(&self, job: J, to: impl FnOnce(&mut State<J>) -> &mut VecDeque<J>) -> Result<(), J> {
         let mut state = self.state();
         if state.closed {
             return Err(job);
         }
-        state.jobs.push_back(job);
+        to(&mut state).push_back(job);
         drop(state);
         self.arrived.notify_one();
         Ok(())
@@ -47,6 +58,9 @@ impl<J> Queue<J> {
             if let Some(job) = state.jobs.pop_front() {
                 return Some(job);
             }
+            if let Some(job) = state.idle.pop_front() {
+                return Some(job);
+            }
             state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -55,7 +69,8 @@ impl<J> Queue<J> {
     pub fn close(&self) -> Vec<J> {
         let mut state = self.state();
         state.closed = true;
-        let rest = state.jobs.drain(..).collect();
+        let mut rest: Vec<J> = state.jobs.drain(..).collect();
+        rest.extend(state.idle.drain(..));
         drop(state);
         self.arrived.notify_all();
         rest

@@ -1,11 +1,13 @@
 //! One read that could not be answered at once, and the pieces it is made of.
 
 use super::ReadError;
+use super::core::Core;
 use crate::image::ChunkRef;
+use crate::trace::TraceRecorder;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Takes the bytes of a read. Calls come from fetch threads, one at a time, in any order of positions.
 pub trait ReadSink: Send {
@@ -26,10 +28,27 @@ pub trait ReadSink: Send {
 /// A read in progress. Ends when all its pieces have ended, when one fails, at its deadline, or when everybody
 /// forgot about it: its sink hears of the end in each case, exactly once.
 pub(super) struct Request {
+    /// Whose it is.
+    pub owner: Owner,
     len: usize,
     /// When it fails.
     pub deadline: Instant,
     state: Mutex<State>,
+}
+
+/// Who asks, and how.
+#[derive(Clone)]
+pub(super) struct Owner {
+    /// The image's fetch side. `None` only in tests of this module.
+    pub core: Option<Arc<Core>>,
+    /// Which reader of it.
+    pub reader: u64,
+    /// How long a read may take.
+    pub patience: Duration,
+    /// Most bytes to fetch beside what it asks for.
+    pub amplify: u32,
+    /// Where first touches are written.
+    pub trace: Option<Arc<TraceRecorder>>,
 }
 
 struct State {
@@ -39,9 +58,11 @@ struct State {
 }
 
 impl Request {
-    pub fn new(len: usize, deadline: Instant, sink: Box<dyn ReadSink>) -> Arc<Self> {
+    pub fn new(len: usize, owner: Owner, sink: Box<dyn ReadSink>) -> Arc<Self> {
+        let now = Instant::now();
+        let deadline = now.checked_add(owner.patience).unwrap_or(now);
         let state = Mutex::new(State { sink: Some(sink), outstanding: 1 });
-        Arc::new(Self { len, deadline, state })
+        Arc::new(Self { owner, len, deadline, state })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -56,7 +77,7 @@ impl Request {
     /// A piece of it to be done: `len` bytes of `chunk` from its byte `skip` on go to byte `at`.
     pub fn piece(self: &Arc<Self>, chunk: ChunkRef, skip: u32, len: u32, at: usize) -> Piece {
         self.state().outstanding += 1;
-        Piece { request: Arc::clone(self), chunk, skip, len, at }
+        Piece { request: Arc::clone(self), chunk, skip, len, at, alone: false }
     }
 
     /// Zeros `len` bytes at byte `at`.
@@ -73,6 +94,12 @@ impl Request {
         }
     }
 
+    fn over(&self, error: Option<&ReadError>) {
+        if let Some(core) = &self.owner.core {
+            core.hub.metrics.read_over(error);
+        }
+    }
+
     /// One piece, or the planning, is done.
     pub fn done(&self) {
         let mut state = self.state();
@@ -83,6 +110,7 @@ impl Request {
         let sink = state.sink.take();
         drop(state);
         if let Some(sink) = sink {
+            self.over(None);
             sink.finish(Ok(self.len));
         }
     }
@@ -91,6 +119,7 @@ impl Request {
     pub fn fail(&self, error: ReadError) {
         let sink = self.state().sink.take();
         if let Some(sink) = sink {
+            self.over(Some(&error));
             sink.finish(Err(error));
         }
     }
@@ -102,6 +131,7 @@ impl Request {
         let sink = state.sink.take();
         drop(state);
         if let Some(sink) = sink {
+            self.over(Some(&error));
             sink.finish(Err(error));
         }
         true
@@ -123,12 +153,24 @@ pub(super) struct Piece {
     skip: u32,
     len: u32,
     at: usize,
+    /// What another image fetched of this blob did not suit: fetch it for this image alone.
+    pub alone: bool,
 }
 
 impl Piece {
+    /// The fetch side of the image it reads.
+    pub fn core(&self) -> Option<&Arc<Core>> {
+        self.request.owner.core.as_ref()
+    }
+
     /// Whether nobody waits for it any more.
     pub fn is_over(&self) -> bool {
         self.request.is_over()
+    }
+
+    /// Who asks.
+    pub fn owner(&self) -> &Owner {
+        &self.request.owner
     }
 
     /// Ends it with data from the plain chunk; false when the chunk is too short for it.
@@ -145,11 +187,20 @@ impl Piece {
         true
     }
 
-    /// Ends it with data from a file in which the chunk starts at `chunk_offset`.
-    pub fn finish_from_file(&self, file: BorrowedFd<'_>, chunk_offset: u64) -> io::Result<()> {
+    /// Ends it with data from a file in which the chunk starts at `chunk_offset`, if `still_there` says, after it was
+    /// read, that it was what it should be.
+    pub fn finish_from_file(
+        &self,
+        file: BorrowedFd<'_>,
+        chunk_offset: u64,
+        still_there: impl FnOnce() -> bool,
+    ) -> io::Result<()> {
         let len = usize::try_from(self.len).map_err(io::Error::other)?;
         if let Some(sink) = &mut self.request.state().sink {
             sink.fill_from(self.at, file, chunk_offset.saturating_add(self.skip.into()), len)?;
+            if !still_there() {
+                return Err(io::Error::other("it was taken away meanwhile"));
+            }
         }
         self.request.done();
         Ok(())
@@ -185,7 +236,8 @@ mod tests {
 
     fn request(len: usize) -> (Arc<Request>, Receiver<End>) {
         let (tx, rx) = channel();
-        (Request::new(len, Instant::now(), Box::new(Probe(vec![9; len], tx))), rx)
+        let owner = Owner { core: None, reader: 0, patience: Duration::ZERO, amplify: 0, trace: None };
+        (Request::new(len, owner, Box::new(Probe(vec![9; len], tx))), rx)
     }
 
     fn chunk() -> ChunkRef {

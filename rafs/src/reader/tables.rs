@@ -6,7 +6,7 @@ use super::blobs::{BlobState, Source, plain_file_name, table_file_name};
 use super::core::{Core, Job};
 use crate::blob::{self, BlobError, ChunkTable, Toc};
 use crate::codec::{self, Digest, Digester};
-use crate::ids::BlobIndex;
+use crate::ids::{BlobIndex, ChunkIndex};
 use crate::image::{BlobInfo, ChunkRef, FsVersion, MetaBlob};
 use crate::layout::DIGEST_SIZE;
 use crate::layout::blob::BlobFeatures;
@@ -178,7 +178,7 @@ impl Core {
 
     /// The table is there. Blobs that the image has no digests for may carry some of their own.
     fn table_found(self: &Arc<Self>, state: &BlobState, info: &BlobInfo, table: ChunkTable) {
-        let wanted = self.options.verify
+        let wanted = self.verify
             && info.features.contains(BlobFeatures::INLINED_CHUNK_DIGEST)
             && !state.has_digests()
             && !self.has_records(info);
@@ -256,16 +256,47 @@ impl Core {
         self.store.size(&info.id, Box::new(size_known));
     }
 
-    fn source_found(&self, state: &BlobState, source: Source) {
+    fn source_found(self: &Arc<Self>, state: &BlobState, source: Source) {
+        self.tell_extents(state, &source);
         let pieces = state.set_source(source);
         if !pieces.is_empty() {
             self.push(Job::Pieces(pieces));
         }
     }
 
+    /// Tells the cache file where chunks lie, so that it can take cold ones away.
+    fn tell_extents(self: &Arc<Self>, state: &BlobState, source: &Source) {
+        let Ok((_, info)) = self.blob(state.index) else { return };
+        let Ok(access) = state.open(&self.open_context(info)) else { return };
+        let Some(cache) = access.cache().filter(|_| !access.has_own_numbers()) else { return };
+        match source {
+            Source::Table(table) => {
+                let (table, aligned) = (Arc::clone(table), info.features.contains(BlobFeatures::ALIGNED));
+                cache.set_extents(Box::new(move |chunk| {
+                    let entry = table.chunk(ChunkIndex(chunk)).ok()?;
+                    let len = u64::from(entry.uncompressed_size);
+                    // Nothing else begins before the next block.
+                    let aligned = aligned && entry.uncompressed_offset.is_multiple_of(blob::ALIGNMENT);
+                    let len = if aligned { len.next_multiple_of(blob::ALIGNMENT) } else { len };
+                    Some((entry.uncompressed_offset, len))
+                }));
+            }
+            Source::Records => {
+                let (core, blob) = (Arc::downgrade(self), state.index);
+                cache.set_extents(Box::new(move |chunk| {
+                    let core = core.upgrade()?;
+                    core.index();
+                    let chunk = core.chunk_by_index(blob, &Source::Records, chunk)?;
+                    Some((chunk.uncompressed_offset, chunk.uncompressed_size.into()))
+                }));
+            }
+            Source::Plain(_) | Source::Tar => {}
+        }
+    }
+
     fn source_failed(&self, state: &BlobState, error: &ReadError) {
         let pieces = state.forget_source();
-        if let Some(left_out) = self.log_limit.admit() {
+        if let Some(left_out) = self.hub.log_limit.admit() {
             tracing::error!(left_out, "chunks of a blob cannot be located: {error}");
         }
         for piece in pieces {
@@ -274,7 +305,13 @@ impl Core {
     }
 
     /// Data does not fit to the chunk info: get that anew, and not from the cache directory.
-    pub fn source_is_wrong(&self, state: &BlobState, info: &BlobInfo, chunk: &ChunkRef, error: &ReadError) {
+    pub fn source_is_wrong(
+        self: &Arc<Self>,
+        state: &BlobState,
+        info: &BlobInfo,
+        chunk: &ChunkRef,
+        error: &ReadError,
+    ) {
         tracing::debug!(blob = %info.id, chunk = %chunk.chunk, %error, "chunk info is looked up again");
         state.distrust_cached_table.store(true, Ordering::Relaxed);
         let pieces = state.forget_source();

@@ -77,6 +77,17 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Asks for an object's size; answers [`ErrorClass::Missing`] when it is not there.
     fn size(&self, object: &str, done: SizeDone);
 
+    /// A text that only stores with the same objects and the same right to read them share. `None`: this store is not
+    /// known to be the same as any other. Holds no secret.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether an answer takes long, so that it is worth asking for more at once.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// The object as a local file, where there is one: raw data is then read from it without a copy in a cache.
     /// `None`: this store has no local files. May touch a disk.
     fn local_file(&self, object: &str) -> Option<Result<File, StoreError>> {

@@ -1,34 +1,23 @@
 //! From a command line to a running daemon, and to its end.
-//!
-//! Owns: the order of things at start and stop. Does not own: any of the parts.
 
-use super::stores;
-use super::{Cli, Command, OnOff, VirtiofsArgs, logging};
-use crate::config::{Backend, Config, Environment, LocalFs};
-use crate::mounts::{RafsMount, RafsMountOptions};
-use crate::virtio::{Service, ServiceOptions};
+use super::{Cli, Command, ConfigCommand, VirtiofsArgs, cache, check, ctl, fuse, serve};
+use crate::daemon::Devices;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
-use rafs::image::Image;
-use rafs::reader::{Reader, ReaderOptions};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// Queues offered by default at most.
-const QUEUES_DEFAULT_MAX: usize = 8;
-/// How long guests keep names, attributes and misses: images are immutable.
-const TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Runs a command to its end.
+/// Runs a command to its end. `ignored`: flags that were left out of it.
 ///
 /// # Errors
 ///
 /// One line that names what was attempted, on what, and what to do.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub fn run(cli: Cli, ignored: &[String]) -> anyhow::Result<()> {
     match cli.command {
-        Command::Virtiofs(args) => virtiofs(&args),
+        Command::Virtiofs(args) => virtiofs(&args, ignored),
+        Command::Fuse(args) => fuse::run(&args, ignored),
+        Command::Config(ConfigCommand::Check { file }) => check::run(&file),
+        Command::Cache(command) => cache::run(&command),
+        Command::Ctl(args) => ctl::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rafsd", &mut std::io::stdout());
             Ok(())
@@ -38,7 +27,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             clap_mangen::generate_to(Cli::command(), &dir)
                 .with_context(|| format!("cannot write man pages to {}", dir.display()))
         }
-        Command::Fuse(_) => bail!("fuse: mounting on this host is not built yet; use `rafsd virtiofs`"),
         Command::Singleton(_) => {
             bail!("singleton: EROFS over fscache is not supported; use `rafsd virtiofs`")
         }
@@ -47,114 +35,43 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-fn virtiofs(args: &VirtiofsArgs) -> anyhow::Result<()> {
-    if let Some(sentence) = args.refused() {
-        bail!(sentence);
+fn virtiofs(args: &VirtiofsArgs, ignored: &[String]) -> anyhow::Result<()> {
+    let common = &args.common;
+    let mount = serve::first_mount(common)?;
+    if mount.is_none() && common.image.is_none() && common.apisock.is_none() {
+        bail!(
+            "nothing to serve: say --bootstrap FILE, --image REF or --shared-dir DIR, or --apisock PATH to mount later"
+        );
     }
-    let bootstrap = args.bootstrap.as_deref().context("no image: say --bootstrap FILE")?;
-    let config = configuration(args)?;
-    logging::start(args.log_level, args.log_file.as_deref())?;
-    for flag in args.without_effect() {
-        tracing::warn!("{flag} has no effect here and is ignored");
+    if common.upgrade {
+        bail!("--upgrade: virtio-fs sockets cannot be taken over; start without it");
     }
-    for remark in &config.remarks {
-        tracing::warn!("{remark}");
-    }
-    // Signals wait from here on, so that one that comes early ends the daemon in order too.
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
-
-    let mount = Arc::new(mount(bootstrap, &config)?);
-    let socket = args.sock.first().cloned().context("no socket: say --sock PATH")?;
-    let request_queues = args.queues.unwrap_or_else(default_queues);
-    let service = Arc::new(Service::listen(ServiceOptions { socket: socket.clone(), request_queues })?);
-    raise_file_limit(args.rlimit_nofile);
-    tracing::info!(
-        "serving {} on {} with {request_queues} request queue(s)",
-        bootstrap.display(),
-        socket.display()
-    );
-
-    let server = {
-        let (service, mount) = (Arc::clone(&service), Arc::clone(&mount));
-        std::thread::Builder::new().name("vhost-user".to_owned()).spawn(move || service.run(&mount))
+    let mut start = serve::begin(common, ignored)?;
+    let mount = match mount {
+        None => serve::image_mount(common, &start)?,
+        given => given,
     };
-    let server = server.context("cannot start the device's thread")?;
-    if let Some(signal) = signals.forever().next() {
-        tracing::info!("signal {signal}: stopping");
+    if let Some(mount) = &mount {
+        start.daemon.mount(mount)?;
     }
-    service.stop();
-    if server.join().is_err() {
-        tracing::error!("the device's thread ended by a panic");
-    }
-    mount.reader().shutdown();
-    Ok(())
-}
-
-/// What is served from where: a configuration file, or `--localfs-dir`.
-fn configuration(args: &VirtiofsArgs) -> anyhow::Result<Config> {
-    let mut config = match (&args.config, &args.localfs_dir) {
-        (Some(file), _) => Config::load(file).with_context(|| format!("--config {}", file.display()))?,
-        (None, Some(dir)) => Config {
-            backend: Backend::LocalFs(LocalFs { dir: Some(dir.clone()), ..LocalFs::default() }),
-            cache_dir: Some(dir.clone()),
-            verify: true,
-            xattr: true,
-            remarks: Vec::new(),
-        },
-        (None, None) => bail!("--bootstrap needs --localfs-dir DIR or --config FILE: where are the blobs?"),
-    };
-    config.apply(&Environment::of_process());
-    match args.verify {
-        Some(OnOff::Off) => config.verify = false,
-        Some(OnOff::On) => config.verify = true,
-        None => {}
-    }
-    Ok(config)
-}
-
-fn mount(bootstrap: &Path, config: &Config) -> anyhow::Result<RafsMount> {
-    let image = Arc::new(Image::open(bootstrap)?);
-    let opened = stores::open(&config.backend)?;
-    if !config.verify {
-        tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
-    }
-    let options = ReaderOptions {
-        verify: config.verify,
-        cache_dir: config.cache_dir.clone(),
-        deadline: opened.deadline,
-        ..ReaderOptions::default()
-    };
-    let reader = Reader::new(image, opened.store, options)?;
-    if opened.local {
-        reader.check_blobs()?;
-    }
-    let options = RafsMountOptions { index: 1, xattr: config.xattr, timeout: TIMEOUT };
-    Ok(RafsMount::new(reader, options))
-}
-
-fn default_queues() -> u16 {
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u16::try_from(cpus.clamp(1, QUEUES_DEFAULT_MAX)).unwrap_or(1)
-}
-
-/// Raises the limit of open files as far as it may be raised.
-fn raise_file_limit(wanted: u64) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    if wanted == 0 {
-        return;
-    }
-    let now = getrlimit(Resource::Nofile);
-    if now.current.is_none_or(|n| n >= wanted) {
-        return;
-    }
-    let maximum = now.maximum.map_or(Some(wanted), |m| Some(m.max(wanted)));
-    if setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).is_ok() {
-        return;
-    }
-    let allowed = Rlimit { current: now.maximum, maximum: now.maximum };
-    if setrlimit(Resource::Nofile, allowed).is_err() || now.maximum.is_some_and(|m| m < wanted) {
-        let limit = now.maximum.map_or_else(|| "what there is".to_owned(), |n| n.to_string());
-        tracing::warn!("may not raise the limit of open files to {wanted}; going on with {limit}");
-    }
+    let devices = Arc::new(Devices::default());
+    let queues = args.queues.unwrap_or_else(serve::default_queues);
+    let started = args.sock.iter().try_for_each(|socket| devices.add(&start.daemon, socket.spec(queues)));
+    start.daemon.set_transport(Arc::clone(&devices) as _);
+    let served = started.map_err(anyhow::Error::from).and_then(|()| {
+        serve::raise_file_limit(common.rlimit_nofile);
+        if let Some(mount) = &mount {
+            tracing::info!("mounted {} {} at {}", mount.kind.name(), mount.source.display(), mount.path);
+        }
+        start.daemon.running();
+        let mut api = serve::api(common, &start, Some(Arc::clone(&devices)), queues)?;
+        serve::wait(&mut start, common);
+        if let Some(api) = &mut api {
+            api.stop();
+        }
+        Ok(())
+    });
+    devices.end();
+    start.daemon.shutdown();
+    served
 }

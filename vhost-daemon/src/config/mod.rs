@@ -4,12 +4,18 @@
 //! names. Keys nobody knows are ignored, as clients rely on.
 
 mod environment;
+mod explain;
+mod settings;
+mod shown;
 mod v1;
 mod v2;
 
 pub use environment::Environment;
+pub use explain::explain;
 pub use rafs_net::{Backend, LocalDisk, LocalFs};
+pub use settings::{CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
 
+use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -20,15 +26,23 @@ const FILE_SIZE_MAX: u64 = 1 << 20;
 /// What a configuration says, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Instance id: names backend and cache metrics and the run-time configuration. Often empty.
+    pub id: String,
     /// Where blobs are.
     pub backend: Backend,
-    /// Where cache files go; `None` keeps no cache file.
-    pub cache_dir: Option<PathBuf>,
+    /// The backend section as it may be shown.
+    backend_shown: Value,
+    /// What is kept of them.
+    pub cache: CacheSettings,
+    /// Prefetch of whole blobs, in the cache section of V2.
+    pub cache_prefetch: PrefetchSettings,
     /// Whether chunks are verified before use. Only our own `verify` key turns it off: every client's
     /// template says `digest_validate: false`.
     pub verify: bool,
-    /// Whether extended attributes are served.
-    pub xattr: bool,
+    /// How the image is served.
+    pub rafs: RafsSettings,
+    /// Whether there is a section for the file system, which a mount by API needs.
+    pub has_rafs: bool,
     /// What was understood but has no effect here, one sentence each.
     pub remarks: Vec<String>,
 }
@@ -57,6 +71,9 @@ pub enum ConfigError {
         /// What each reader said.
         tried: String,
     },
+    /// It has no section for the file system, which a mount needs.
+    #[error("no configuration information for rafs")]
+    NoRafs,
     /// It parses, but says something that cannot be done.
     #[error("invalid configuration: {0}")]
     Invalid(String),
@@ -69,12 +86,42 @@ impl From<rafs_net::NetError> for ConfigError {
 }
 
 impl Config {
+    /// What `--localfs-dir DIR` means: blobs and cache files in one directory, xattrs on.
+    #[must_use]
+    pub fn localfs(dir: &Path) -> Self {
+        let section = json!({"dir": dir});
+        Self {
+            id: String::new(),
+            backend: Backend::LocalFs(LocalFs { dir: Some(dir.to_owned()), ..LocalFs::default() }),
+            backend_shown: shown::backend("localfs", &section),
+            cache: CacheSettings {
+                kind: "blobcache".to_owned(),
+                dir: Some(dir.to_owned()),
+                ..CacheSettings::default()
+            },
+            cache_prefetch: PrefetchSettings::default(),
+            verify: true,
+            rafs: RafsSettings { xattr: true, ..RafsSettings::default() },
+            has_rafs: true,
+            remarks: Vec::new(),
+        }
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors
     ///
     /// See [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&Self::read(path)?)
+    }
+
+    /// Reads a file's text, at most 1 MiB of UTF-8.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Read`], [`ConfigError::TooLarge`].
+    pub fn read(path: &Path) -> Result<String, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(read)?;
@@ -82,7 +129,7 @@ impl Config {
         if text.len() as u64 > FILE_SIZE_MAX {
             return Err(ConfigError::TooLarge { path: path.to_owned() });
         }
-        Self::parse(&text)
+        Ok(text)
     }
 
     /// Reads and checks a text: V2 as JSON, V2 as TOML, then V1 as JSON; the first that parses counts.
@@ -114,40 +161,6 @@ impl Config {
     }
 }
 
-/// Where a cache section puts its files.
-fn cache_dir(kind: &str, work_dir: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
-    match kind {
-        "" | "dummycache" => Ok(None),
-        "blobcache" | "filecache" => match work_dir {
-            Some(dir) if !dir.as_os_str().is_empty() => Ok(Some(dir)),
-            _ => Err(ConfigError::Invalid(format!("cache \"{kind}\" needs a \"work_dir\""))),
-        },
-        "fscache" => {
-            Err(ConfigError::Invalid("cache \"fscache\" is not supported; use \"blobcache\"".to_owned()))
-        }
-        other => Err(ConfigError::Invalid(format!("unknown cache type \"{other}\"; use \"blobcache\""))),
-    }
-}
-
-/// `verify = "on" | "off"`, our own key.
-fn verify(value: Option<&str>) -> Result<bool, ConfigError> {
-    match value {
-        None | Some("on") => Ok(true),
-        Some("off") => Ok(false),
-        Some(other) => Err(ConfigError::Invalid(format!("verify is \"{other}\"; use \"on\" or \"off\""))),
-    }
-}
-
-/// What is said about prefetch settings until there is prefetch.
-fn prefetch_remark(enabled: bool, remarks: &mut Vec<String>) {
-    if enabled {
-        remarks.push(
-            "prefetch is configured, but this version fetches on demand only: chunks come when a guest reads them"
-                .to_owned(),
-        );
-    }
-}
-
 fn one_line(error: &dyn std::fmt::Display) -> String {
     error.to_string().lines().collect::<Vec<_>>().join(" ")
 }
@@ -164,22 +177,30 @@ mod tests {
         [rafs]\nmode = \"direct\"\nenable_xattr = true\n";
 
     fn expected() -> Config {
-        Config {
-            backend: Backend::LocalFs(LocalFs { dir: Some("/blobs".into()), ..LocalFs::default() }),
-            cache_dir: Some("/cache".into()),
-            verify: true,
-            xattr: true,
-            remarks: Vec::new(),
-        }
+        let mut config = Config::localfs(Path::new("/blobs"));
+        config.cache.dir = Some("/cache".into());
+        config
+    }
+
+    /// What differs in how it was written, not in what it means.
+    fn plain(text: &str) -> Config {
+        let mut config = Config::parse(text).unwrap();
+        config.id.clear();
+        config.rafs.iostats_files = false;
+        config.cache.kind = "blobcache".into();
+        config.rafs.prefetch.prefetch_all = false;
+        config.cache_prefetch.prefetch_all = false;
+        config.backend_shown = expected().backend_shown;
+        config
     }
 
     #[test]
     fn both_versions_say_the_same() {
-        assert_eq!(Config::parse(V1).unwrap(), expected());
-        assert_eq!(Config::parse(V2).unwrap(), expected());
+        assert_eq!(plain(V1), expected());
+        assert_eq!(plain(V2), expected());
         let json = r#"{"version": 2, "backend": {"type": "localfs", "localfs": {"dir": "/blobs"}},
             "cache": {"type": "blobcache", "filecache": {"work_dir": "/cache"}}, "rafs": {"enable_xattr": true}}"#;
-        assert_eq!(Config::parse(json).unwrap(), expected());
+        assert_eq!(plain(json), expected());
     }
 
     #[test]
@@ -226,6 +247,15 @@ mod tests {
             (V1.replace("localfs", "ftp"), "unknown backend type"),
             (V1.replace("/blobs", ""), "needs \"dir\""),
             (V1.replace("/cache", ""), "work_dir"),
+            (
+                V1.replace(r#", "config": {"work_dir": "/cache"}"#, ""),
+                "failed to parse configuration information",
+            ),
+            (V2.replace("[cache.filecache]\nwork_dir = \"/cache\"\n", ""), "work_dir"),
+            (V1.replace(r#""work_dir""#, r#""enable_encryption": true, "work_dir""#), "encrypted"),
+            (V1.replace(r#""mode""#, r#""amplify_io": 268435457, "mode""#), "amplify_io"),
+            (format!("{V2}[rafs.prefetch]\nthreads = 3\n"), "enable"),
+            (format!("{V2}[overlay]\nupper_dir = \"/u\"\nwork_dir = \"/w\"\n"), "overlay"),
             (V1.replace("blobcache", "fscache"), "fscache"),
             (V2.replace("version = 2", "version = 3"), "version 3"),
             ("{".to_owned(), "failed to parse"),

@@ -86,7 +86,7 @@ impl<R: ReplyBuf + ?Sized> PlusSink for DirentWriter<'_, R> {
         let head = PlusHead {
             entry: EntryOut {
                 nodeid: entry.node,
-                generation: 0,
+                generation: entry.generation,
                 entry_valid: entry.valid_secs,
                 attr_valid: entry.valid_secs,
                 entry_valid_nsec: 0,
@@ -128,7 +128,8 @@ pub(super) fn split_timeout(timeout: Duration) -> (u64, u32) {
 
 /// The wire form of a node's attributes. Times before 1970 keep their bit pattern, which is how the
 /// protocol carries them.
-pub(super) fn attr(stat: &libc::stat64, flags: u32) -> Attr {
+#[must_use]
+pub fn attr(stat: &libc::stat64, flags: u32) -> Attr {
     Attr {
         ino: stat.st_ino,
         size: stat.st_size.cast_unsigned(),
@@ -143,10 +144,16 @@ pub(super) fn attr(stat: &libc::stat64, flags: u32) -> Attr {
         nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
         uid: stat.st_uid,
         gid: stat.st_gid,
-        rdev: u32::try_from(stat.st_rdev).unwrap_or(0),
+        rdev: rdev(stat.st_rdev),
         blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
         flags,
     }
+}
+
+/// A device number as the wire has it: the kernel's own 32-bit form, minor 0..7, major 8..19, minor 20..31.
+fn rdev(dev: u64) -> u32 {
+    let (major, minor) = (libc::major(dev), libc::minor(dev));
+    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xfff00) << 12
 }
 
 fn nanoseconds(n: i64) -> u32 {

@@ -1,12 +1,44 @@
 //! What the dispatcher asks of a file system, beyond fuse-backend-rs's `FileSystem`.
 //!
-//! Owns: the [`GuestFs`] trait, which can say "will be ready", and the two sides of a READ that is
-//! answered later. Does not own: any implementation.
+//! Owns: the [`GuestFs`] trait, and the two sides of a request whose payload is large or that is answered
+//! later. Does not own: any implementation, nor what a change is made of ([`super::change`]).
 
-use super::abi::Attr;
+use super::abi::{Attr, Statx};
+use super::change::{Change, Changed, FileOp, LockReply, LockRequest};
 use fuse_backend_rs::api::filesystem::{Context, FileSystem};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// A READ.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadAt {
+    /// Node.
+    pub node: u64,
+    /// What OPEN answered; 0 where OPEN is not asked.
+    pub handle: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes wanted.
+    pub size: u32,
+    /// The caller may wait for a disk. If not, a read that would wait is parked or answered [`ReadStart::Blocks`].
+    pub may_wait: bool,
+}
+
+/// A WRITE.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteAt {
+    /// Node.
+    pub node: u64,
+    /// What OPEN answered; 0 where OPEN is not asked.
+    pub handle: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes; never more than the payload has.
+    pub size: u32,
+    /// Setuid and setgid bits go.
+    pub kill_suidgid: bool,
+}
 
 /// How a READ ended in the ring worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +47,8 @@ pub enum ReadStart {
     Done(usize),
     /// The read was parked: its [`ParkedRead`] answers it.
     Parked,
+    /// Only a thread that may wait can go on; nothing was done. Never the answer to `may_wait`.
+    Blocks,
 }
 
 /// The payload of a READ while the ring worker has it.
@@ -30,6 +64,13 @@ pub trait ReadIo {
     /// That of preadv2(2); `EAGAIN` is not an error but `Ok(0)`.
     fn read_nowait(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<usize>;
 
+    /// The same, waiting for the disk. Fewer than `len` mean the end of the file.
+    ///
+    /// # Errors
+    ///
+    /// That of preadv(2).
+    fn read_wait(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<usize>;
+
     /// Fills `len` payload bytes from `at` on with zeros.
     fn zero(&mut self, at: usize, len: usize);
 
@@ -37,6 +78,17 @@ pub trait ReadIo {
     /// dropped without an answer, it answers EIO. `None` if the transport cannot park (then the read
     /// must be finished in place).
     fn park(&mut self) -> Option<Box<dyn ParkedRead>>;
+}
+
+/// The payload of a WRITE, wherever it lies.
+pub trait WriteIo {
+    /// Writes payload bytes `at .. at + len` to `offset` of `file`, straight from where they are. Returns the bytes
+    /// written.
+    ///
+    /// # Errors
+    ///
+    /// That of pwritev2(2).
+    fn write_to(&mut self, at: usize, len: usize, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize>;
 }
 
 /// The payload of a READ that is answered later, by whatever thread.
@@ -64,10 +116,12 @@ pub struct PlusEntry<'a> {
     pub cookie: u64,
     /// `DT_` type.
     pub kind: u32,
-    /// Node id.
+    /// Node id; 0 gives the name only, as READDIR does.
     pub node: u64,
     /// Attributes; `attr.ino` is the entry's inode number too.
     pub attr: Attr,
+    /// Generation of the node: another one for the same id tells the guest to drop what it kept of the old.
+    pub generation: u64,
     /// How long name and attributes are good, whole seconds.
     pub valid_secs: u64,
 }
@@ -78,23 +132,19 @@ pub trait PlusSink {
     fn add(&mut self, entry: &PlusEntry<'_>) -> bool;
 }
 
-/// A file system that guests can be served from. Metadata calls are those of `FileSystem`; the methods
-/// here are what that trait cannot express.
+/// A file system that guests can be served from. Metadata calls are those of `FileSystem`, as are `forget`, `open` and
+/// `opendir`; the methods here are what that trait cannot express. What the defaults answer is a read-only file system
+/// without handles, so that an image needs to implement the first three alone.
+///
+/// Node ids may be any number a guest made up, and so may handles.
 pub trait GuestFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
-    /// Starts a READ of `size` bytes at `offset`. A part that is ready is read in place through `io`;
-    /// a read with any part that is not is parked as a whole, so that the worker never waits.
+    /// Starts a READ. A part that is ready is read in place through `io`; a read with any part that is
+    /// not is parked as a whole, or [`ReadStart::Blocks`], so that the worker never waits.
     ///
     /// # Errors
     ///
     /// The errno for the guest.
-    fn start_read(
-        &self,
-        ctx: &Context,
-        inode: u64,
-        offset: u64,
-        size: u32,
-        io: &mut dyn ReadIo,
-    ) -> io::Result<ReadStart>;
+    fn start_read(&self, ctx: &Context, read: &ReadAt, io: &mut dyn ReadIo) -> io::Result<ReadStart>;
 
     /// Lists a directory with attributes from cookie `offset` on. `FileSystem::readdirplus` says the same
     /// by way of two larger structures, which is half the cost of an entry.
@@ -102,14 +152,86 @@ pub trait GuestFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
     /// # Errors
     ///
     /// The errno for the guest, only when nothing was added.
-    fn list_plus(&self, ctx: &Context, inode: u64, offset: u64, sink: &mut dyn PlusSink) -> io::Result<()>;
+    fn list_plus(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: u64,
+        offset: u64,
+        sink: &mut dyn PlusSink,
+    ) -> io::Result<()>;
 
-    /// Whether OPEN and OPENDIR of this file system need no handle and may be answered with ENOSYS, so
-    /// that guests stop sending them.
+    /// Whether OPEN and OPENDIR need no handle anywhere on this connection and may be answered with ENOSYS, so that
+    /// guests stop sending them. Where it is false no ENOSYS of one mount may reach the guest, which would remember
+    /// it for all of them.
     fn stateless_open(&self) -> bool;
 
     /// `fuse_attr` flags of a node, for GETATTR replies, which `FileSystem::getattr` cannot carry.
     fn attr_flags(&self, _inode: u64) -> u32 {
         0
+    }
+
+    /// INIT flags wanted beside those that suit any read-only file system ([`init_flag`](super::abi::init_flag)).
+    fn wanted_flags(&self) -> u64 {
+        0
+    }
+
+    /// Whether every change below or at a node is EROFS, whatever the rest of the request says.
+    fn read_only(&self, _node: u64) -> bool {
+        true
+    }
+
+    /// Changes something (`read_only` said false before).
+    ///
+    /// # Errors
+    ///
+    /// The errno for the guest.
+    fn change(&self, _ctx: &Context, _change: &Change<'_>) -> io::Result<Changed> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+
+    /// Writes to a file, on a thread that may wait. Returns the bytes written.
+    ///
+    /// # Errors
+    ///
+    /// The errno for the guest.
+    fn write_file(&self, _ctx: &Context, _write: &WriteAt, _io: &mut dyn WriteIo) -> io::Result<u32> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+
+    /// Something about an open file. Success for what only a file system with handles could fail at.
+    ///
+    /// # Errors
+    ///
+    /// The errno for the guest.
+    fn file_op(&self, _ctx: &Context, _node: u64, op: &FileOp) -> io::Result<()> {
+        if matches!(op, FileOp::SyncFs) { Err(io::Error::from_raw_os_error(libc::ENOSYS)) } else { Ok(()) }
+    }
+
+    /// Looks for, takes or drops a lock. One that has to wait is parked through `io`: nobody's thread waits for it.
+    ///
+    /// # Errors
+    ///
+    /// The errno for the guest; `EAGAIN` for a lock somebody else holds.
+    fn lock(&self, _ctx: &Context, _lock: &LockRequest, _io: &mut dyn ReadIo) -> io::Result<LockReply> {
+        Err(io::Error::from_raw_os_error(libc::ENOSYS))
+    }
+
+    /// Nobody waits for the request `unique` any more. Only a lock that waits needs to know.
+    fn interrupt(&self, _unique: u64) {}
+
+    /// Attributes with those that only STATX has (time of birth). `ENOSYS` lets the dispatcher answer from GETATTR.
+    ///
+    /// # Errors
+    ///
+    /// The errno for the guest.
+    fn statx(
+        &self,
+        _ctx: &Context,
+        _node: u64,
+        _handle: Option<u64>,
+        _mask: u32,
+    ) -> io::Result<(Statx, Duration)> {
+        Err(io::Error::from_raw_os_error(libc::ENOSYS))
     }
 }

@@ -33,6 +33,8 @@ const WANTED: u64 = init_flag::ASYNC_READ
 pub struct InitLimits {
     /// Request queues of the device, at least 1.
     pub request_queues: u16,
+    /// INIT flags that make sense on this transport alone.
+    pub flags: u64,
 }
 
 /// What one guest and this server agreed on. It outlives connections: a front-end that comes back with a
@@ -42,6 +44,15 @@ pub struct Session {
     initialized: AtomicBool,
     no_open: AtomicBool,
     no_opendir: AtomicBool,
+}
+
+/// What of an agreement a successor must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The kernel takes ENOSYS for OPEN to mean "needs no open".
+    pub no_open: bool,
+    /// The same for OPENDIR.
+    pub no_opendir: bool,
 }
 
 impl Default for Session {
@@ -67,18 +78,37 @@ impl Session {
         self.no_opendir.load(Ordering::Relaxed)
     }
 
+    /// What was agreed on.
+    #[must_use]
+    pub fn agreed(&self) -> Agreed {
+        Agreed { no_open: self.no_open(), no_opendir: self.no_opendir() }
+    }
+
+    /// Goes on with what a predecessor agreed on.
+    pub fn adopt(&self, agreed: Agreed) {
+        self.no_open.store(agreed.no_open, Ordering::Relaxed);
+        self.no_opendir.store(agreed.no_opendir, Ordering::Relaxed);
+        self.initialized.store(true, Ordering::Release);
+    }
+
     /// Ends the session; returns whether there was one.
     pub fn end(&self) -> bool {
         self.initialized.swap(false, Ordering::AcqRel)
     }
 
-    /// Negotiates. Returns the answer and whether the session is now up (a guest with a newer major
+    /// Negotiates; `wanted` are the file system's own flags. Returns the answer and whether the session is now up (a guest with a newer major
     /// version is told ours and asks again).
     ///
     /// # Errors
     ///
     /// `EPROTO` for a version that is too old.
-    pub fn negotiate(&self, asked: &InitIn, flags2: u32, limits: InitLimits) -> Result<(InitOut, bool), i32> {
+    pub fn negotiate(
+        &self,
+        asked: &InitIn,
+        flags2: u32,
+        limits: InitLimits,
+        wanted: u64,
+    ) -> Result<(InitOut, bool), i32> {
         if asked.major > VERSION_MAJOR {
             let answer = InitOut { major: VERSION_MAJOR, minor: VERSION_MINOR, ..InitOut::default() };
             return Ok((answer, false));
@@ -90,7 +120,7 @@ impl Session {
         if offered & init_flag::INIT_EXT != 0 {
             offered |= u64::from(flags2) << 32;
         }
-        let agreed = offered & WANTED;
+        let agreed = offered & (WANTED | limits.flags | wanted) & !init_flag::WRITEBACK_CACHE;
         self.no_open.store(agreed & init_flag::NO_OPEN_SUPPORT != 0, Ordering::Relaxed);
         self.no_opendir.store(agreed & init_flag::NO_OPENDIR_SUPPORT != 0, Ordering::Relaxed);
         self.initialized.store(true, Ordering::Release);
@@ -123,10 +153,14 @@ fn split(flags: u64) -> [u32; 2] {
 mod tests {
     use super::*;
 
+    fn limits(request_queues: u16) -> InitLimits {
+        InitLimits { request_queues, flags: 0 }
+    }
+
     fn ask(major: u32, minor: u32, flags: u64) -> Result<(InitOut, bool), i32> {
         let [low, high] = split(flags);
         let asked = InitIn { major, minor, max_readahead: 131_072, flags: low };
-        Session::default().negotiate(&asked, high, InitLimits { request_queues: 2 })
+        Session::default().negotiate(&asked, high, limits(2), 0)
     }
 
     #[test]
@@ -154,7 +188,7 @@ mod tests {
     fn no_open_follows_the_guest() {
         let session = Session::default();
         let asked = InitIn { major: 7, minor: 38, max_readahead: 0, flags: 0 };
-        session.negotiate(&asked, 0, InitLimits { request_queues: 1 }).unwrap();
+        session.negotiate(&asked, 0, limits(1), 0).unwrap();
         assert!(!session.no_open());
         assert!(!session.no_opendir());
         assert!(session.end());

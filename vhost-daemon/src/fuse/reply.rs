@@ -3,13 +3,15 @@
 //! Owns: the [`ReplyBuf`] trait and the encoding of whole replies. Does not own: memory.
 
 use super::abi::OutHeader;
-use super::guest_fs::ReadIo;
+use super::guest_fs::{ReadIo, WriteIo};
+use std::io;
+use std::os::fd::BorrowedFd;
 use zerocopy::{Immutable, IntoBytes};
 
 /// Bytes of the reply header.
 pub(super) const HEADER: usize = size_of::<OutHeader>();
 
-/// The writable part of a request. Offsets count from its start, so the header is at 0 and the payload at
+/// The writable part of a request, and beside it the request. Offsets count from its start, so the header is at 0 and the payload at
 /// 16. Writing never fails: what lies beyond [`ReplyBuf::capacity`] is dropped, so callers check first.
 pub trait ReplyBuf: ReadIo {
     /// Bytes that fit, header included. 0 for requests without a reply.
@@ -17,6 +19,35 @@ pub trait ReplyBuf: ReadIo {
 
     /// Copies `data` to byte `at`.
     fn put(&mut self, at: usize, data: &[u8]);
+
+    /// Copies bytes of the request from byte `at` on, for bodies longer than what the dispatcher was handed.
+    /// Returns how many there were. The guest may change them between two calls.
+    fn request_bytes(&mut self, at: usize, to: &mut [u8]) -> usize;
+
+    /// Writes bytes `at .. at + len` of the request to `offset` of `file`, straight from where they are.
+    ///
+    /// # Errors
+    ///
+    /// That of pwritev2(2).
+    fn write_request(
+        &mut self,
+        at: usize,
+        len: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> io::Result<usize>;
+}
+
+/// The bytes of a request from `base` on, as the payload of a WRITE.
+pub(super) struct Payload<'a, R: ?Sized> {
+    pub(super) transport: &'a mut R,
+    pub(super) base: usize,
+}
+
+impl<R: ReplyBuf + ?Sized> WriteIo for Payload<'_, R> {
+    fn write_to(&mut self, at: usize, len: usize, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        self.transport.write_request(self.base + at, len, file, offset)
+    }
 }
 
 /// Writes header and payload; returns the bytes used. A reply that does not fit turns into `too_small`

@@ -6,8 +6,8 @@ use super::abi::{InHeader, NAME_MAX};
 use std::ffi::CStr;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-/// Bytes of a request that are looked at: header, body, and two names. Payloads beyond it (WRITE,
-/// SETXATTR) belong to requests that a read-only file system refuses.
+/// Bytes of a request that are handed to the dispatcher: header, body, and two names. What lies beyond
+/// (data of WRITE, values of SETXATTR, long BATCH_FORGETs) is taken from the transport when it is wanted.
 pub const REQUEST_HEAD_MAX: usize = 4096;
 
 /// A request whose header is complete and agrees with the descriptor chain.
@@ -45,9 +45,31 @@ impl<'a> Request<'a> {
         T::read_from_prefix(self.body).map(|(body, _)| body).map_err(|_| libc::EINVAL)
     }
 
-    /// Bytes behind a fixed body of type `T`.
-    fn behind<T>(&self) -> Result<&'a [u8], i32> {
+    /// Bytes behind a fixed body of type `T`, as far as they were handed over.
+    pub(super) fn behind<T>(&self) -> Result<&'a [u8], i32> {
         self.body.get(size_of::<T>()..).ok_or(libc::EINVAL)
+    }
+
+    /// The two names behind a fixed body of type `T`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Request::name`].
+    pub fn names_behind<T>(&self) -> Result<(&'a CStr, &'a CStr), i32> {
+        let bytes = self.behind::<T>()?;
+        let first = self.name_in(bytes)?;
+        let rest = bytes.get(first.count_bytes() + 1..).unwrap_or_default();
+        Ok((first, self.name_in(rest)?))
+    }
+
+    /// Whether there is more of the request than was handed over.
+    pub(super) fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+
+    /// The same request over a copy of its whole body.
+    pub(super) fn with_body<'b>(&self, body: &'b [u8]) -> Request<'b> {
+        Request { header: self.header, body, truncated: false }
     }
 
     /// The name that is the whole body.

@@ -1,23 +1,19 @@
 //! Dispatch: one request in, one reply out (or a promise of one).
 //!
 //! Owns: which opcode means which call, and that every request that wants a reply gets one, whatever is
-//! wrong with it. Does not own: transports, file systems, what was agreed ([`Session`]).
+//! wrong with it; the requests that only read. Does not own: changes (`write_side`), open files and locks
+//! (`file_side`), transports, file systems, what was agreed ([`Session`]).
 
 use super::abi::{self, op};
 use super::dirents::{DirentWriter, attr, entry_out, split_timeout};
-use super::guest_fs::{GuestFs, ReadStart};
-use super::init::{InitLimits, Session};
+use super::guest_fs::{GuestFs, ReadAt, ReadStart};
+use super::init::{Agreed, InitLimits, Session};
 use super::reply::{self, HEADER, ReplyBuf};
 use super::request::Request;
 use crate::log_limit::LogLimit;
 use fuse_backend_rs::api::filesystem::{Context, FsOptions, GetxattrReply, ListxattrReply};
 use std::io;
 use std::sync::Arc;
-
-/// `FOPEN_KEEP_CACHE`: what the guest cached of a file stays good over opens.
-const FOPEN_KEEP_CACHE: u32 = 1 << 1;
-/// `FOPEN_CACHE_DIR`: the guest may cache the listing.
-const FOPEN_CACHE_DIR: u32 = 1 << 3;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,33 +22,47 @@ pub enum Outcome {
     Replied(usize),
     /// Answered later, through the parked reply.
     Parked,
+    /// Nothing was done: a thread that may wait is to call [`Server::handle_waiting`] with the same request.
+    Blocks,
 }
 
 /// One guest's view of a file system, with what was agreed with that guest.
 #[derive(Debug)]
 pub struct Server<F> {
-    fs: Arc<F>,
+    pub(super) fs: Arc<F>,
     session: Session,
     limits: InitLimits,
     log: LogLimit,
 }
 
 /// How a handler ended, before it is turned into a reply.
-enum Answer {
+pub(super) enum Answer {
     /// The reply is in place, so many bytes.
     Ready(usize),
     /// No reply is wanted.
     Silent,
     Parked,
+    Blocks,
 }
 
-type Handled = Result<Answer, i32>;
+pub(super) type Handled = Result<Answer, i32>;
 
 impl<F: GuestFs> Server<F> {
     /// A server for one guest.
     #[must_use]
     pub fn new(fs: Arc<F>, limits: InitLimits) -> Self {
         Self { fs, session: Session::default(), limits, log: LogLimit::default() }
+    }
+
+    /// What was agreed with the guest, for a successor.
+    #[must_use]
+    pub fn agreed(&self) -> Agreed {
+        self.session.agreed()
+    }
+
+    /// Goes on with what a predecessor agreed on with the guest.
+    pub fn adopt(&self, agreed: Agreed) {
+        self.session.adopt(agreed);
     }
 
     /// The guest is gone or was reset: what was agreed with it no longer holds.
@@ -63,37 +73,55 @@ impl<F: GuestFs> Server<F> {
     }
 
     /// Handles one request. `head` is its first bytes (up to [`REQUEST_HEAD_MAX`](super::REQUEST_HEAD_MAX)),
-    /// `total` the length of its whole readable part.
+    /// `total` the length of its whole readable part. Never waits for a disk, unless the file system's metadata does.
     pub fn handle<R: ReplyBuf>(&self, head: &[u8], total: usize, reply: &mut R) -> Outcome {
+        self.handle_either(head, total, reply, false)
+    }
+
+    /// The same on a thread that may wait; never answers [`Outcome::Blocks`].
+    pub fn handle_waiting<R: ReplyBuf>(&self, head: &[u8], total: usize, reply: &mut R) -> Outcome {
+        self.handle_either(head, total, reply, true)
+    }
+
+    #[inline]
+    fn handle_either<R: ReplyBuf>(
+        &self,
+        head: &[u8],
+        total: usize,
+        reply: &mut R,
+        may_wait: bool,
+    ) -> Outcome {
         let request = match Request::parse(head, total) {
             Ok(request) => request,
             Err((unique, errno)) => return Outcome::Replied(reply::error(reply, unique, errno)),
         };
         let unique = request.header.unique;
-        match self.dispatch(&request, reply) {
+        match self.dispatch(&request, reply, may_wait) {
             Ok(Answer::Ready(used)) => Outcome::Replied(used),
             Ok(Answer::Silent) => Outcome::Replied(0),
             Ok(Answer::Parked) => Outcome::Parked,
+            Ok(Answer::Blocks) => Outcome::Blocks,
             Err(errno) => Outcome::Replied(reply::error(reply, unique, errno)),
         }
     }
 
-    fn dispatch<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
+    fn dispatch<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R, may_wait: bool) -> Handled {
         match request.header.opcode {
-            op::READ => self.read(request, reply),
+            op::READ => self.read(request, reply, may_wait),
             op::LOOKUP => self.lookup(request, reply),
             op::GETATTR => self.getattr(request, reply),
             op::READDIRPLUS => self.readdirplus(request, reply),
             op::READDIR => self.readdir(request, reply),
-            op::FORGET | op::BATCH_FORGET | op::INTERRUPT => Ok(Answer::Silent),
+            op::FORGET | op::BATCH_FORGET => Ok(self.forget(request, reply)),
+            op::INTERRUPT => Ok(self.interrupt(request)),
             op::READLINK => self.readlink(request, reply),
             op::GETXATTR => self.getxattr(request, reply),
             op::LISTXATTR => self.listxattr(request, reply),
             op::OPEN => self.open(request, reply),
             op::OPENDIR => self.opendir(request, reply),
-            op::RELEASE | op::RELEASEDIR => empty_after::<abi::ReleaseIn, R>(request, reply),
-            op::FLUSH => empty_after::<abi::FlushIn, R>(request, reply),
-            op::FSYNC | op::FSYNCDIR => empty_after::<abi::FsyncIn, R>(request, reply),
+            op::RELEASE | op::RELEASEDIR | op::FLUSH | op::FSYNC | op::FSYNCDIR | op::SYNCFS => {
+                self.file_op(request, reply, may_wait)
+            }
             op::STATFS => self.statfs(request, reply),
             op::ACCESS => self.access(request, reply),
             op::LSEEK => self.lseek(request, reply),
@@ -102,6 +130,7 @@ impl<F: GuestFs> Server<F> {
                 self.end_session();
                 Ok(empty(request, reply))
             }
+            op::WRITE => self.write(request, reply, may_wait),
             op::SETATTR
             | op::SYMLINK
             | op::MKNOD
@@ -111,11 +140,15 @@ impl<F: GuestFs> Server<F> {
             | op::RENAME
             | op::RENAME2
             | op::LINK
-            | op::WRITE
             | op::SETXATTR
             | op::REMOVEXATTR
             | op::CREATE
-            | op::FALLOCATE => Err(libc::EROFS),
+            | op::FALLOCATE => self.change(request, reply, may_wait),
+            op::TMPFILE | op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 if !self.fs.stateless_open() => {
+                self.change(request, reply, may_wait)
+            }
+            op::GETLK | op::SETLK | op::SETLKW => self.lock(request, reply),
+            op::STATX if !self.fs.stateless_open() => self.statx(request, reply),
             _ => Err(libc::ENOSYS),
         }
     }
@@ -124,7 +157,8 @@ impl<F: GuestFs> Server<F> {
         let asked: abi::InitIn = request.body()?;
         // A second INIT without DESTROY means that the guest rebooted.
         self.end_session();
-        let (answer, up) = self.session.negotiate(&asked, request.init_flags2(), self.limits)?;
+        let (answer, up) =
+            self.session.negotiate(&asked, request.init_flags2(), self.limits, self.fs.wanted_flags())?;
         if up {
             self.fs.init(FsOptions::all()).map_err(|e| errno(&e))?;
             self.log.info(|| {
@@ -149,15 +183,16 @@ impl<F: GuestFs> Server<F> {
     }
 
     fn getattr<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
-        let _: abi::GetattrIn = request.body()?;
+        let body: abi::GetattrIn = request.body()?;
         let node = request.header.nodeid;
-        let (stat, timeout) = self.fs.getattr(&context(request), node, None).map_err(|e| errno(&e))?;
+        let handle = (body.flags & abi::GETATTR_FH != 0).then_some(body.fh);
+        let (stat, timeout) = self.fs.getattr(&context(request), node, handle).map_err(|e| errno(&e))?;
         let (attr_valid, attr_valid_nsec) = split_timeout(timeout);
         let attr = attr(&stat, self.fs.attr_flags(node));
         Ok(ready(request, reply, &abi::AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr }))
     }
 
-    fn read<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
+    fn read<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R, may_wait: bool) -> Handled {
         let body: abi::ReadIn = request.body()?;
         let header = &request.header;
         if body.offset.checked_add(u64::from(body.size)).is_none() {
@@ -166,10 +201,13 @@ impl<F: GuestFs> Server<F> {
         if reply.capacity() < HEADER {
             return Ok(Answer::Silent);
         }
-        let started = self.fs.start_read(&context(request), header.nodeid, body.offset, body.size, reply);
+        let read =
+            ReadAt { node: header.nodeid, handle: body.fh, offset: body.offset, size: body.size, may_wait };
+        let started = self.fs.start_read(&context(request), &read, reply);
         match started.map_err(|e| errno(&e))? {
             ReadStart::Done(n) => Ok(Answer::Ready(reply::header(reply, header.unique, HEADER + n))),
             ReadStart::Parked => Ok(Answer::Parked),
+            ReadStart::Blocks => Ok(Answer::Blocks),
         }
     }
 
@@ -194,7 +232,7 @@ impl<F: GuestFs> Server<F> {
         let body: abi::ReadIn = request.body()?;
         let mut writer = DirentWriter::new(reply, body.size);
         self.fs
-            .list_plus(&context(request), request.header.nodeid, body.offset, &mut writer)
+            .list_plus(&context(request), request.header.nodeid, body.fh, body.offset, &mut writer)
             .map_err(|e| errno(&e))?;
         let len = writer.finish().ok_or(libc::EINVAL)?;
         Ok(Answer::Ready(reply::header(reply, request.header.unique, HEADER + len)))
@@ -210,7 +248,7 @@ impl<F: GuestFs> Server<F> {
         let body: abi::GetxattrIn = request.body()?;
         let name = request.name_behind::<abi::GetxattrIn>()?;
         let answer = self.fs.getxattr(&context(request), request.header.nodeid, name, body.size);
-        Ok(match answer.map_err(|e| errno(&e))? {
+        Ok(match answer.map_err(|e| self.xattr_errno(&e))? {
             GetxattrReply::Count(n) => ready(request, reply, &count(n)),
             GetxattrReply::Value(v) => {
                 Answer::Ready(reply::bytes(reply, request.header.unique, &v, libc::ERANGE))
@@ -221,7 +259,7 @@ impl<F: GuestFs> Server<F> {
     fn listxattr<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
         let body: abi::GetxattrIn = request.body()?;
         let answer = self.fs.listxattr(&context(request), request.header.nodeid, body.size);
-        Ok(match answer.map_err(|e| errno(&e))? {
+        Ok(match answer.map_err(|e| self.xattr_errno(&e))? {
             ListxattrReply::Count(n) => ready(request, reply, &count(n)),
             ListxattrReply::Names(v) => {
                 Answer::Ready(reply::bytes(reply, request.header.unique, &v, libc::ERANGE))
@@ -232,23 +270,22 @@ impl<F: GuestFs> Server<F> {
     fn open<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
         let body: abi::OpenIn = request.body()?;
         let opened = self.fs.open(&context(request), request.header.nodeid, body.flags, body.open_flags);
-        let (handle, _, _) = opened.map_err(|e| errno(&e))?;
+        let (handle, options, _) = opened.map_err(|e| errno(&e))?;
         if handle.is_none() && self.fs.stateless_open() && self.session.no_open() {
             return Err(libc::ENOSYS);
         }
-        let fh = handle.unwrap_or(0);
-        Ok(ready(request, reply, &abi::OpenOut { fh, open_flags: FOPEN_KEEP_CACHE, backing_id: 0 }))
+        let (fh, open_flags) = (handle.unwrap_or(0), options.bits());
+        Ok(ready(request, reply, &abi::OpenOut { fh, open_flags, backing_id: 0 }))
     }
 
     fn opendir<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
         let body: abi::OpenIn = request.body()?;
         let opened = self.fs.opendir(&context(request), request.header.nodeid, body.flags);
-        let (handle, _) = opened.map_err(|e| errno(&e))?;
+        let (handle, options) = opened.map_err(|e| errno(&e))?;
         if handle.is_none() && self.fs.stateless_open() && self.session.no_opendir() {
             return Err(libc::ENOSYS);
         }
-        let fh = handle.unwrap_or(0);
-        let open_flags = FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR;
+        let (fh, open_flags) = (handle.unwrap_or(0), options.bits());
         Ok(ready(request, reply, &abi::OpenOut { fh, open_flags, backing_id: 0 }))
     }
 
@@ -281,9 +318,17 @@ impl<F: GuestFs> Server<F> {
         let offset = found.map_err(|e| errno(&e))?;
         Ok(ready(request, reply, &abi::LseekOut { offset }))
     }
+
+    /// A guest remembers ENOSYS for the whole connection; where other mounts have xattrs it must not hear it.
+    fn xattr_errno(&self, error: &io::Error) -> i32 {
+        match errno(error) {
+            libc::ENOSYS if !self.fs.stateless_open() => libc::EOPNOTSUPP,
+            errno => errno,
+        }
+    }
 }
 
-fn ready<R: ReplyBuf, T: zerocopy::IntoBytes + zerocopy::Immutable>(
+pub(super) fn ready<R: ReplyBuf, T: zerocopy::IntoBytes + zerocopy::Immutable>(
     request: &Request<'_>,
     reply: &mut R,
     payload: &T,
@@ -291,29 +336,20 @@ fn ready<R: ReplyBuf, T: zerocopy::IntoBytes + zerocopy::Immutable>(
     Answer::Ready(reply::whole(reply, request.header.unique, payload))
 }
 
-fn empty<R: ReplyBuf>(request: &Request<'_>, reply: &mut R) -> Answer {
+pub(super) fn empty<R: ReplyBuf>(request: &Request<'_>, reply: &mut R) -> Answer {
     Answer::Ready(reply::header(reply, request.header.unique, HEADER))
-}
-
-/// Success for a request whose body must at least be complete.
-fn empty_after<T, R: ReplyBuf>(request: &Request<'_>, reply: &mut R) -> Handled
-where
-    T: zerocopy::FromBytes + zerocopy::KnownLayout + zerocopy::Immutable,
-{
-    let _: T = request.body()?;
-    Ok(empty(request, reply))
 }
 
 fn count(size: u32) -> abi::GetxattrOut {
     abi::GetxattrOut { size, padding: 0 }
 }
 
-fn context(request: &Request<'_>) -> Context {
+pub(super) fn context(request: &Request<'_>) -> Context {
     let header = &request.header;
     Context { uid: header.uid, gid: header.gid, pid: header.pid.cast_signed() }
 }
 
 /// The errno of a file system's error; EIO for one that has none.
-fn errno(error: &io::Error) -> i32 {
+pub(super) fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }

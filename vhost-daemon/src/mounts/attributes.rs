@@ -3,47 +3,78 @@
 //! Owns: the mapping between node ids and inode numbers, and from an inode to `stat`. A node id is a
 //! function of the image and its mount index alone, so it survives restarts and migrations.
 
+use super::backend::{INODE_BITS, INODE_MASK, Place};
 use crate::fuse::abi::{Attr, ROOT_NODE};
 use fuse_backend_rs::api::filesystem::Entry;
 use rafs::ids::InodeNumber;
 use rafs::image::{FileKind, Inode};
 
-/// Bits of a node id that hold the image inode; the mount index is above them.
-const INODE_BITS: u32 = 56;
-const INODE_MASK: u64 = (1 << INODE_BITS) - 1;
 /// Preferred I/O size shown to guests, bytes.
 pub(super) const BLOCK_SIZE: i64 = 4096;
 
 /// The node ids of one image.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nodes {
-    index: u8,
+    place: Place,
     root: InodeNumber,
+    ids: Option<IdShift>,
+}
+
+/// Ids `from .. from + count` of an image are shown as `to ..`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdShift {
+    /// First id in the image.
+    pub from: u32,
+    /// What it is shown as.
+    pub to: u32,
+    /// How many, such that neither end is past 32 bits.
+    pub count: u32,
+}
+
+impl IdShift {
+    #[inline]
+    fn shown(self, id: u32) -> u32 {
+        match id.checked_sub(self.from) {
+            Some(n) if n < self.count => self.to.saturating_add(n),
+            _ => id,
+        }
+    }
 }
 
 impl Nodes {
-    /// Node ids for the mount with `index` whose image has its root at `root`; the mount is the root of
-    /// the guest's namespace.
-    pub(super) fn new(index: u8, root: InodeNumber) -> Self {
-        Self { index, root }
+    /// Node ids for an image at `place` whose root is `root`.
+    pub(super) fn new(place: Place, root: InodeNumber, ids: Option<IdShift>) -> Self {
+        Self { place, root, ids }
+    }
+
+    /// An owner as guests see it.
+    #[inline]
+    pub(super) fn id(self, id: u32) -> u32 {
+        self.ids.map_or(id, |ids| ids.shown(id))
+    }
+
+    /// Generation of every node of this incarnation.
+    #[inline]
+    pub(super) fn generation(self) -> u64 {
+        self.place.generation.into()
     }
 
     /// The image inode of a node id, `None` when it belongs to no mount. Any 64-bit value may come.
     pub(super) fn inode_number(self, node: u64) -> Option<InodeNumber> {
         if node == ROOT_NODE {
-            return Some(self.root);
+            return self.place.at_root.then_some(self.root);
         }
-        (node >> INODE_BITS == u64::from(self.index)).then_some(InodeNumber(node & INODE_MASK))
+        (node >> INODE_BITS == u64::from(self.place.index)).then_some(InodeNumber(node & INODE_MASK))
     }
 
     /// The node id of an inode.
     pub(super) fn node(self, number: InodeNumber) -> u64 {
-        if number == self.root { ROOT_NODE } else { self.shown(number) }
+        if number == self.root && self.place.at_root { ROOT_NODE } else { self.shown(number) }
     }
 
     /// The inode number guests see in `st_ino` and `d_ino`.
     pub(super) fn shown(self, number: InodeNumber) -> u64 {
-        u64::from(self.index) << INODE_BITS | (number.0 & INODE_MASK)
+        u64::from(self.place.index) << INODE_BITS | (number.0 & INODE_MASK)
     }
 
     /// `stat` of an inode.
@@ -53,8 +84,8 @@ impl Nodes {
         stat.st_ino = self.shown(inode.number);
         stat.st_mode = inode.mode;
         stat.st_nlink = u64::from(inode.nlink);
-        stat.st_uid = inode.uid;
-        stat.st_gid = inode.gid;
+        stat.st_uid = self.id(inode.uid);
+        stat.st_gid = self.id(inode.gid);
         stat.st_rdev = u64::from(inode.rdev);
         stat.st_size = i64::try_from(inode.size).unwrap_or(i64::MAX);
         stat.st_blksize = BLOCK_SIZE;
@@ -84,8 +115,8 @@ impl Nodes {
             ctimensec: inode.mtime_nsec,
             mode: inode.mode,
             nlink: inode.nlink,
-            uid: inode.uid,
-            gid: inode.gid,
+            uid: self.id(inode.uid),
+            gid: self.id(inode.gid),
             rdev: inode.rdev,
             blksize: 4096,
             flags: 0,
@@ -112,7 +143,8 @@ mod tests {
 
     #[test]
     fn node_ids_go_both_ways() {
-        let nodes = Nodes::new(1, InodeNumber(128));
+        let place = Place { index: 1, generation: 7, at_root: true };
+        let nodes = Nodes::new(place, InodeNumber(128), None);
         assert_eq!(nodes.node(InodeNumber(128)), 1);
         assert_eq!(nodes.shown(InodeNumber(128)), 1 << 56 | 128);
         assert_eq!(nodes.inode_number(1), Some(InodeNumber(128)));
@@ -120,5 +152,14 @@ mod tests {
         for foreign in [0, 2, 128, 2 << 56 | 128, u64::MAX] {
             assert_eq!(nodes.inode_number(foreign), None, "{foreign:#x}");
         }
+        let below = Nodes::new(Place { at_root: false, ..place }, InodeNumber(128), None);
+        assert_eq!(below.node(InodeNumber(128)), 1 << 56 | 128);
+        assert_eq!(below.inode_number(1), None, "the namespace's root is somebody else's");
+    }
+
+    #[test]
+    fn owners_are_shifted_in_the_range_only() {
+        let shift = IdShift { from: 0, to: 100_000, count: 65_536 };
+        assert_eq!([0, 1, 65_535, 65_536].map(|id| shift.shown(id)), [100_000, 100_001, 165_535, 65_536]);
     }
 }

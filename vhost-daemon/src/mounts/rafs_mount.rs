@@ -3,8 +3,11 @@
 //! Owns: what each call answers for an image (guest-view.md). Keeps nothing about open files or lookups, so
 //! that a restart, a reconnect and an upgrade need no state. Does not own: reads (`read`).
 
-use super::attributes::{BLOCK_SIZE, Nodes, entry_type};
-use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadIo, ReadStart};
+use super::attributes::{BLOCK_SIZE, IdShift, Nodes, entry_type};
+use super::backend::{Backend, Place};
+use super::counters::OpCounters;
+use super::file_stats::FileStats;
+use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart};
 use crate::log_limit::LogLimit;
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
@@ -13,6 +16,8 @@ use rafs::image::{FileKind, Image, Inode, InodeError};
 use rafs::reader::Reader;
 use std::ffi::CStr;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How a mount is shown.
@@ -26,32 +31,116 @@ pub struct RafsMountOptions {
     pub timeout: Duration,
 }
 
-/// An image mounted at the root of a guest's namespace.
+/// An image at a place of a namespace. The same image may be shown at other places too: they share its reader.
 #[derive(Debug)]
 pub struct RafsMount {
-    pub(super) reader: Reader,
-    pub(super) log: LogLimit,
+    pub(super) shared: Arc<Shared>,
     nodes: Nodes,
     xattr: bool,
     timeout: Duration,
+    identity: Option<u64>,
+    ids: Option<IdShift>,
+}
+
+/// What all places of one image share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub reader: Reader,
+    pub log: LogLimit,
+    /// Reads that are parked. An `Arc` of its own, so that a parked read does not keep the reader: the last one out would
+    /// end the fetch threads from within one of them.
+    pub parked: Arc<AtomicUsize>,
+    pub counters: Arc<OpCounters>,
+    /// Reads by file, where the configuration asks for it.
+    pub files: OnceLock<Arc<FileStats>>,
+}
+
+impl Backend for RafsMount {
+    fn at(&self, place: Place) -> Arc<dyn GuestFs> {
+        let nodes = Nodes::new(place, self.image().root(), self.ids);
+        let (xattr, timeout, identity, ids) = (self.xattr, self.timeout, self.identity, self.ids);
+        Arc::new(Self { shared: Arc::clone(&self.shared), nodes, xattr, timeout, identity, ids })
+    }
+
+    fn root(&self) -> u64 {
+        self.image().root().0
+    }
+
+    fn identity(&self) -> Option<u64> {
+        self.identity
+    }
+
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1 && self.shared.parked.load(Ordering::Acquire) == 0
+    }
+
+    fn shutdown(&self) {
+        self.reader().shutdown();
+    }
+
+    fn counters(&self) -> Arc<OpCounters> {
+        Arc::clone(&self.shared.counters)
+    }
+
+    fn as_rafs(&self) -> Option<&RafsMount> {
+        Some(self)
+    }
 }
 
 impl RafsMount {
-    /// Shows the image of `reader`.
+    /// Shows the image of `reader` as the root of a namespace.
     #[must_use]
     pub fn new(reader: Reader, options: RafsMountOptions) -> Self {
-        let nodes = Nodes::new(options.index, reader.image().root());
-        Self { reader, log: LogLimit::default(), nodes, xattr: options.xattr, timeout: options.timeout }
+        let place = Place { index: options.index, generation: 0, at_root: true };
+        let nodes = Nodes::new(place, reader.image().root(), None);
+        let shared = Shared {
+            reader,
+            log: LogLimit::default(),
+            parked: Arc::default(),
+            counters: Arc::default(),
+            files: OnceLock::new(),
+        };
+        let (xattr, timeout) = (options.xattr, options.timeout);
+        Self { shared: Arc::new(shared), nodes, xattr, timeout, identity: None, ids: None }
+    }
+
+    /// Says what tells this image from others ([`Backend::identity`]).
+    #[must_use]
+    pub fn with_identity(self, identity: u64) -> Self {
+        Self { identity: Some(identity), ..self }
+    }
+
+    /// Shows owners shifted.
+    #[must_use]
+    pub fn with_ids(self, ids: Option<IdShift>) -> Self {
+        Self { ids, ..self }
     }
 
     /// The reader, to stop it at the end.
     #[must_use]
     pub fn reader(&self) -> &Reader {
-        &self.reader
+        &self.shared.reader
+    }
+
+    /// Notes reads by file from now on.
+    pub fn keep_file_stats(&self) {
+        let _ = self.shared.files.set(Arc::default());
+    }
+
+    /// What was read of each file, if that is noted.
+    #[must_use]
+    pub fn file_stats(&self) -> Option<&Arc<FileStats>> {
+        self.shared.files.get()
+    }
+
+    /// What guests asked of this image so far, at all its places.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<OpCounters> {
+        &self.shared.counters
     }
 
     fn image(&self) -> &Image {
-        self.reader.image()
+        self.shared.reader.image()
     }
 
     /// The inode of a node id, whatever the guest sent.
@@ -64,7 +153,7 @@ impl RafsMount {
     fn refuse(&self, error: &InodeError) -> io::Error {
         let errno = errno(error);
         if errno == libc::EIO {
-            self.log.warn(|| format!("the image is corrupt: {error}"));
+            self.shared.log.warn(|| format!("the image is corrupt: {error}"));
         }
         os(errno)
     }
@@ -72,7 +161,7 @@ impl RafsMount {
     fn entry(&self, inode: &Inode) -> Entry {
         Entry {
             inode: self.nodes.node(inode.number),
-            generation: 0,
+            generation: self.nodes.generation(),
             attr: self.nodes.stat(inode),
             attr_flags: 0,
             attr_timeout: self.timeout,
@@ -133,18 +222,18 @@ pub(super) fn os(errno: i32) -> io::Error {
 }
 
 impl GuestFs for RafsMount {
-    fn start_read(
+    fn start_read(&self, _ctx: &Context, read: &ReadAt, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
+        self.read_file(read.node, read.offset, read.size, io)
+    }
+
+    fn list_plus(
         &self,
         _ctx: &Context,
         inode: u64,
+        _handle: u64,
         offset: u64,
-        size: u32,
-        io: &mut dyn ReadIo,
-    ) -> io::Result<ReadStart> {
-        self.read_file(inode, offset, size, io)
-    }
-
-    fn list_plus(&self, _ctx: &Context, inode: u64, offset: u64, sink: &mut dyn PlusSink) -> io::Result<()> {
+        sink: &mut dyn PlusSink,
+    ) -> io::Result<()> {
         let valid_secs = self.timeout.as_secs();
         self.list(inode, offset, |entry| {
             let node = self.image().inode(entry.number).map_err(|e| self.refuse(&e))?;
@@ -154,6 +243,7 @@ impl GuestFs for RafsMount {
                 kind: entry_type(entry.kind),
                 node: self.nodes.node(entry.number),
                 attr: self.nodes.attr(&node),
+                generation: self.nodes.generation(),
                 valid_secs,
             }))
         })
@@ -307,9 +397,9 @@ impl FileSystem for RafsMount {
         if mask & libc::W_OK != 0 {
             return Err(os(libc::EROFS));
         }
-        let shift = if ctx.uid == inode.uid {
+        let shift = if ctx.uid == self.nodes.id(inode.uid) {
             6
-        } else if ctx.gid == inode.gid {
+        } else if ctx.gid == self.nodes.id(inode.gid) {
             3
         } else {
             0
@@ -335,6 +425,16 @@ impl FileSystem for RafsMount {
             _ => Err(os(libc::EINVAL)),
         }
     }
+}
+
+/// A `stat64` of zeros.
+pub(super) fn empty_stat() -> libc::stat64 {
+    Entry::default().attr
+}
+
+/// A `statvfs64` with the trait's defaults.
+pub(super) fn empty_statfs(ctx: &Context) -> io::Result<libc::statvfs64> {
+    Blank.statfs(ctx, 1)
 }
 
 /// A file system with the trait's default answers: the way to an empty `statvfs64`, which has private

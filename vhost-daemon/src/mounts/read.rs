@@ -3,13 +3,17 @@
 //! Owns: the decision, and the way back from the fetch side to the guest. Does not own: what "here" means
 //! (`rafs::reader`).
 
-use super::rafs_mount::{RafsMount, os};
+use super::counters::OpCounters;
+use super::rafs_mount::{RafsMount, Shared, os};
 use crate::fuse::{ParkedRead, ReadIo, ReadStart};
 use rafs::image::{FileKind, Inode};
 use rafs::reader::{ReadError, ReadSink, Readiness, Run};
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// Largest READ, bytes. INIT agrees on 1 MiB; a guest that asks for more than this made it up.
 const READ_MAX: u64 = 16 << 20;
@@ -29,6 +33,15 @@ impl RafsMount {
         io: &mut dyn ReadIo,
     ) -> io::Result<ReadStart> {
         let inode = self.inode(node)?;
+        let started = self.start(&inode, offset, size, io);
+        if let Some(files) = self.shared.files.get() {
+            let wanted = inode.size.saturating_sub(offset).min(u64::from(size));
+            files.note(inode.number.0, started.is_ok().then_some(wanted));
+        }
+        started
+    }
+
+    fn start(&self, inode: &Inode, offset: u64, size: u32, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
         match inode.kind {
             FileKind::Regular => {}
             FileKind::Directory => return Err(os(libc::EISDIR)),
@@ -43,7 +56,7 @@ impl RafsMount {
         }
         let len = u32::try_from(wanted).map_err(|_| os(libc::EINVAL))?;
         RUNS.with_borrow_mut(|runs| {
-            match self.reader.plan(&inode, offset, len, runs).map_err(|e| self.read_error(&e))? {
+            match self.shared.reader.plan(inode, offset, len, runs).map_err(|e| self.read_error(&e))? {
                 Readiness::Ready => {
                     if let Some(done) = self.read_runs(runs, io)? {
                         return Ok(ReadStart::Done(done));
@@ -51,49 +64,81 @@ impl RafsMount {
                 }
                 Readiness::Pending => {}
             }
-            self.park(&inode, offset, len, io)
+            self.park(inode, offset, len, io)
         })
     }
 
-    /// Reads runs in place. `None` when a part of them is not in memory: then the whole read is parked.
+    /// Reads runs in place. `None` when a part of them is not in memory, or no longer there: then the whole read is parked.
     fn read_runs(&self, runs: &[Run], io: &mut dyn ReadIo) -> io::Result<Option<usize>> {
         let mut at = 0;
         for run in runs {
             let len = run.len as usize;
-            let file = self.reader.file(run.blob).ok_or_else(|| os(libc::EIO))?;
+            let file = self.shared.reader.file(run.blob).ok_or_else(|| os(libc::EIO))?;
             if io.read_nowait(at, file, run.offset, len)? < len {
                 return Ok(None);
             }
             at += len;
         }
-        Ok(Some(at))
+        // A bounded cache may have taken a chunk away since the plan was made.
+        Ok(self.shared.reader.confirm(runs).then_some(at))
     }
 
     fn park(&self, inode: &Inode, offset: u64, len: u32, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
         let parked = io.park().ok_or_else(|| os(libc::EIO))?;
-        self.reader.fetch(inode, offset, len, Box::new(Sink(parked)));
+        self.shared.reader.fetch(
+            inode,
+            offset,
+            len,
+            Box::new(Sink { parked, flight: Flight::new(&self.shared) }),
+        );
         Ok(ReadStart::Parked)
     }
 
     fn read_error(&self, error: &ReadError) -> io::Error {
-        self.log.warn(|| error.to_string());
+        self.shared.log.warn(|| error.to_string());
         os(error.errno())
     }
 }
 
 /// The fetch side's view of a parked reply.
-struct Sink(Box<dyn ParkedRead>);
+struct Sink {
+    parked: Box<dyn ParkedRead>,
+    flight: Flight,
+}
+
+/// One read that is on its way, counted as long as this lives.
+struct Flight {
+    parked: Arc<AtomicUsize>,
+    counters: Arc<OpCounters>,
+    start: Instant,
+}
+
+impl Flight {
+    fn new(shared: &Shared) -> Self {
+        shared.parked.fetch_add(1, Ordering::AcqRel);
+        let (parked, counters) = (Arc::clone(&shared.parked), Arc::clone(&shared.counters));
+        Self { parked, counters, start: Instant::now() }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.parked.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 impl ReadSink for Sink {
     fn fill(&mut self, at: usize, data: &[u8]) {
-        self.0.fill(at, data);
+        self.parked.fill(at, data);
     }
 
     fn fill_from(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()> {
-        self.0.fill_from(at, file, offset, len)
+        self.parked.fill_from(at, file, offset, len)
     }
 
     fn finish(self: Box<Self>, result: Result<usize, ReadError>) {
-        self.0.finish(result.map_err(|e| e.errno()));
+        let bytes = result.as_ref().ok().copied();
+        self.flight.counters.read(bytes, self.flight.start.elapsed());
+        self.parked.finish(result.map_err(|e| e.errno()));
     }
 }

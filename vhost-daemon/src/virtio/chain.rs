@@ -74,9 +74,9 @@ impl Chain {
     }
 
     /// The first bytes of the request, copied out of guest memory once (the guest cannot change them any
-    /// more), and where the reply goes.
-    pub(super) fn parts(&mut self) -> (&[u8], &mut GuestBuf) {
-        (self.head.get(..self.head_len).unwrap_or_default(), &mut self.writable)
+    /// more), the request where it is, and where the reply goes.
+    pub(super) fn parts(&mut self) -> (&[u8], &mut GuestBuf, &mut GuestBuf) {
+        (self.head.get(..self.head_len).unwrap_or_default(), &mut self.readable, &mut self.writable)
     }
 
     /// Bytes of the whole readable part.

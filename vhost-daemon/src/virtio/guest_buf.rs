@@ -188,6 +188,37 @@ impl GuestBuf {
     }
 }
 
+impl GuestBuf {
+    /// Writes bytes `at .. at + len` to `offset` of `file`, in one call. Returns the bytes written. The guest may
+    /// change them meanwhile: what is written is then one or the other.
+    ///
+    /// # Errors
+    ///
+    /// That of pwritev2(2).
+    pub(super) fn pwritev(
+        &mut self,
+        at: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<usize> {
+        let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let mut vectors = std::mem::take(&mut self.scratch);
+        vectors.clear();
+        self.each(at, len, |host, _, n| {
+            if vectors.len() < IOV_MAX {
+                vectors.push(libc::iovec { iov_base: host.cast(), iov_len: n });
+            }
+        });
+        let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
+        // SAFETY: each vector is inside a region of `memory`, which `self` keeps mapped; the kernel copies out of it.
+        // `vectors` has `count` entries and lives until the call returns.
+        let n = unsafe { libc::pwritev2(file.as_raw_fd(), vectors.as_ptr(), count, offset, 0) };
+        self.scratch = vectors;
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +264,22 @@ mod tests {
         let mut out = vec![1; 1000];
         assert_eq!(buf.read(0, &mut out), 1000);
         assert!(out.iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn writes_scattered_memory_to_files() {
+        let file = tempfile::tempfile().unwrap();
+        let mut buf = GuestBuf::new(memory());
+        for i in 0..50 {
+            buf.push(0x8000 + i * 60, 33).unwrap();
+        }
+        let data: Vec<u8> = (0..1650u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        buf.write(0, &data);
+        assert_eq!(buf.pwritev(40, file.as_fd(), 7, 1000).unwrap(), 1000);
+        assert_eq!(buf.pwritev(1640, file.as_fd(), 0, 1000).unwrap(), 10, "no further than the buffer");
+        let mut out = vec![0; 990];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut out, 17).unwrap();
+        assert_eq!(out, data[50..1040]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! uses.
 
 use super::GuestMemory;
+use super::pool::Pool;
 use super::ring::RingLayout;
 use super::ring_state::SharedRing;
 use super::worker::Worker;
@@ -45,7 +46,8 @@ pub struct RawDescriptor {
 
 /// A guest and a device in one thread.
 pub struct Harness<F> {
-    server: Server<F>,
+    server: Arc<Server<F>>,
+    pool: Arc<Pool>,
     ring: Arc<SharedRing>,
     memory: Arc<GuestMemory>,
     avail: Cell<u16>,
@@ -57,7 +59,7 @@ impl<F> std::fmt::Debug for Harness<F> {
     }
 }
 
-impl<F: GuestFs> Harness<F> {
+impl<F: GuestFs + 'static> Harness<F> {
     /// Guest memory of 64 MiB and one running ring of 256 entries.
     ///
     /// # Errors
@@ -78,8 +80,9 @@ impl<F: GuestFs> Harness<F> {
             r.setup.enabled = true;
             r.setup.started = true;
         });
-        let server = Server::new(fs, InitLimits { request_queues: 1 });
-        Ok(Self { server, ring, memory, avail: Cell::new(0) })
+        let server = Arc::new(Server::new(fs, InitLimits { request_queues: 1, flags: 0 }));
+        let pool = Pool::new(1);
+        Ok(Self { server, pool, ring, memory, avail: Cell::new(0) })
     }
 
     /// Writes a request with room for a reply of `room` bytes, in pieces of `piece` bytes that do not
@@ -198,7 +201,7 @@ impl<F: GuestFs> Harness<F> {
     ///
     /// Its event loop cannot be made.
     pub fn worker(&self) -> io::Result<HarnessWorker<'_, F>> {
-        Worker::new(&self.ring, &self.server).map(HarnessWorker)
+        Worker::new(&self.ring, &self.server, &self.pool).map(HarnessWorker)
     }
 
     /// Heads given back since the start, modulo 2^16.
@@ -236,7 +239,7 @@ impl<F> std::fmt::Debug for HarnessWorker<'_, F> {
     }
 }
 
-impl<F: GuestFs> HarnessWorker<'_, F> {
+impl<F: GuestFs + 'static> HarnessWorker<'_, F> {
     /// Serves all that is announced.
     pub fn serve(&mut self) {
         while self.0.serve() {}

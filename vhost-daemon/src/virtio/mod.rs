@@ -4,10 +4,12 @@
 //! replies. It is the only place that touches guest memory. Does not own: what a request means.
 
 mod chain;
+mod deferred;
 mod device;
 mod guest_buf;
 mod harness;
 mod parked;
+mod pool;
 mod ring;
 mod ring_state;
 mod service;

@@ -69,6 +69,16 @@ impl Slot {
     fn is_forgotten(&self) -> bool {
         self.forgotten.load(Ordering::Acquire)
     }
+
+    /// Gives back the head with a reply that is in place already.
+    fn complete(&self, len: usize) {
+        let taken = self.buf().take();
+        if taken.is_none() || self.is_forgotten() {
+            return;
+        }
+        drop(taken);
+        self.ring.give_back_parked(self.life, self.head, u32::try_from(len).unwrap_or(u32::MAX));
+    }
 }
 
 /// The fetch side's end of a [`Slot`].
@@ -89,6 +99,26 @@ impl Parked {
         let slot = Arc::new(slot);
         ring.park(head, Arc::clone(&slot));
         Self(slot)
+    }
+}
+
+impl Parked {
+    /// Whether anybody still waits: a ring that was stopped has answered already.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.0.is_forgotten() && self.0.buf().is_some()
+    }
+
+    /// Calls `f` with the reply's room, unless nobody waits any more.
+    pub(super) fn with_buf<T>(&self, f: impl FnOnce(&mut GuestBuf) -> T) -> Option<T> {
+        if self.0.is_forgotten() {
+            return None;
+        }
+        self.0.buf().as_mut().map(f)
+    }
+
+    /// Gives back the head with a reply of `len` bytes that is in place.
+    pub(super) fn complete(self, len: usize) {
+        self.0.complete(len);
     }
 }
 

@@ -4,6 +4,7 @@
 //! not own: what a connection says.
 
 use super::device::Device;
+use super::pool::Pool;
 use super::ring_state::SharedRing;
 use super::worker;
 use crate::fuse::{GuestFs, InitLimits, Server};
@@ -18,6 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostUserError};
+
+/// Threads for requests that wait for a disk. More would only queue up in front of the same disk.
+const WAITING_THREADS: usize = 8;
 
 /// What a device is made with.
 #[derive(Clone, Debug)]
@@ -65,6 +69,8 @@ pub struct Service {
     file: Option<(u64, u64)>,
     stopping: AtomicBool,
     connection: Mutex<Option<UnixStream>>,
+    /// For requests that wait for a disk.
+    pool: Arc<Pool>,
     log: LogLimit,
 }
 
@@ -86,6 +92,7 @@ impl Service {
             file,
             stopping: AtomicBool::new(false),
             connection: Mutex::new(None),
+            pool: Pool::new(WAITING_THREADS),
             log: LogLimit::default(),
         })
     }
@@ -93,7 +100,7 @@ impl Service {
     /// Serves front-ends one after the other until [`Service::stop`]. What was agreed with a guest outlives
     /// a connection: a front-end may come back with the same guest, any number of times.
     pub fn run<F: GuestFs + 'static>(&self, fs: &Arc<F>) {
-        let limits = InitLimits { request_queues: self.options.request_queues };
+        let limits = InitLimits { request_queues: self.options.request_queues, flags: 0 };
         let server = Arc::new(Server::new(Arc::clone(fs), limits));
         while !self.stopping.load(Ordering::Acquire) {
             let stream = match self.listener.accept() {
@@ -134,6 +141,7 @@ impl Service {
     /// Ends [`Service::run`] and removes the socket file. May be called from any thread, more than once.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        self.pool.end();
         if identity(&self.options.socket).is_some_and(|id| self.file == Some(id)) {
             let _ = std::fs::remove_file(&self.options.socket);
         }
@@ -166,7 +174,7 @@ impl Service {
                 let name = if ring.index == 0 { "hiprio".to_owned() } else { format!("ring {}", ring.index) };
                 thread::Builder::new()
                     .name(name)
-                    .spawn_scoped(scope, || worker::run(ring, server))
+                    .spawn_scoped(scope, || worker::run(ring, server, &self.pool))
                     .map_err(VhostUserError::ReqHandlerError)?;
             }
             let device = Arc::new(Device::new(Arc::clone(server), rings.clone()));

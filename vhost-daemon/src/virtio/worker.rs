@@ -4,8 +4,10 @@
 //! ends the thread. Does not own: what requests mean.
 
 use super::chain::Chain;
+use super::deferred::Deferred;
 use super::guest_buf::GuestBuf;
 use super::parked::Parked;
+use super::pool::Pool;
 use super::ring_state::{SharedRing, give_back, signal};
 use crate::fuse::abi::OutHeader;
 use crate::fuse::{GuestFs, Outcome, ParkedRead, ReadIo, ReplyBuf, Server};
@@ -25,8 +27,8 @@ const WAKE: u64 = 0;
 const KICK: u64 = 1;
 
 /// Runs a ring until its connection ends.
-pub(super) fn run<F: GuestFs>(ring: &Arc<SharedRing>, server: &Server<F>) {
-    let mut worker = match Worker::new(ring, server) {
+pub(super) fn run<F: GuestFs + 'static>(ring: &Arc<SharedRing>, server: &Arc<Server<F>>, pool: &Arc<Pool>) {
+    let mut worker = match Worker::new(ring, server, pool) {
         Ok(worker) => worker,
         Err(error) => {
             tracing::error!("ring {}: cannot make its event loop: {error}", ring.index);
@@ -41,7 +43,8 @@ pub(super) fn run<F: GuestFs>(ring: &Arc<SharedRing>, server: &Server<F>) {
 /// The state of a ring's thread.
 pub(super) struct Worker<'a, F> {
     ring: &'a Arc<SharedRing>,
-    server: &'a Server<F>,
+    server: &'a Arc<Server<F>>,
+    pool: &'a Arc<Pool>,
     epoll: rustix::fd::OwnedFd,
     kick: Option<Arc<File>>,
     kick_generation: u64,
@@ -63,13 +66,17 @@ enum Next {
     Stopped,
 }
 
-impl<'a, F: GuestFs> Worker<'a, F> {
+impl<'a, F: GuestFs + 'static> Worker<'a, F> {
     /// A worker that watches nothing but its wake descriptor yet.
-    pub(super) fn new(ring: &'a Arc<SharedRing>, server: &'a Server<F>) -> io::Result<Self> {
+    pub(super) fn new(
+        ring: &'a Arc<SharedRing>,
+        server: &'a Arc<Server<F>>,
+        pool: &'a Arc<Pool>,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, ring.wake_fd(), wake, epoll::EventFlags::IN)?;
-        Ok(Self { ring, server, epoll, kick: None, kick_generation: 0, chain: None })
+        Ok(Self { ring, server, pool, epoll, kick: None, kick_generation: 0, chain: None })
     }
 
     /// Sleeps. Returns false when the connection is over.
@@ -223,9 +230,9 @@ impl<'a, F: GuestFs> Worker<'a, F> {
         let chain = self.chain.as_mut()?;
         let total = chain.readable_len();
         let fault = chain.fault;
-        let (request, writable) = chain.parts();
+        let (request, readable, writable) = chain.parts();
         let unique = request.get(8..16).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
-        let mut reply = VirtioReply { ring: self.ring, life, head, unique, buf: writable };
+        let mut reply = VirtioReply { ring: self.ring, life, head, unique, request: readable, buf: writable };
         if fault {
             return Some(reply.error(libc::EFAULT));
         }
@@ -234,6 +241,13 @@ impl<'a, F: GuestFs> Worker<'a, F> {
         match outcome {
             Ok(Outcome::Replied(len)) => Some(len),
             Ok(Outcome::Parked) => None,
+            Ok(Outcome::Blocks) => {
+                let parked = Parked::new(self.ring, life, head, unique, reply.buf.duplicate());
+                let deferred = Deferred::new(parked, request, reply.request.duplicate());
+                let (ring, server) = (Arc::clone(self.ring), Arc::clone(server));
+                self.pool.run(Box::new(move || deferred.handle(&ring, &server)));
+                None
+            }
             Err(_) => {
                 self.ring.complain(|| "a request made its handler panic; it gets EIO".to_owned());
                 Some(reply.error(libc::EIO))
@@ -248,12 +262,13 @@ fn pending_call(state: &mut super::ring_state::RingState) -> Option<Arc<File>> {
     if ring.wants_interrupt(memory) { state.setup.call.clone() } else { None }
 }
 
-/// The writable part of a chain as the FUSE layer sees it.
+/// A chain as the FUSE layer sees it.
 struct VirtioReply<'a> {
     ring: &'a Arc<SharedRing>,
     life: u64,
     head: u16,
     unique: u64,
+    request: &'a mut GuestBuf,
     buf: &'a mut GuestBuf,
 }
 
@@ -275,6 +290,20 @@ impl ReplyBuf for VirtioReply<'_> {
     fn put(&mut self, at: usize, data: &[u8]) {
         self.buf.write(at, data);
     }
+
+    fn request_bytes(&mut self, at: usize, to: &mut [u8]) -> usize {
+        self.request.read(at, to)
+    }
+
+    fn write_request(
+        &mut self,
+        at: usize,
+        len: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> io::Result<usize> {
+        self.request.pwritev(at, file, offset, len)
+    }
 }
 
 impl ReadIo for VirtioReply<'_> {
@@ -290,6 +319,10 @@ impl ReadIo for VirtioReply<'_> {
             }
             Err(e) => Err(e),
         }
+    }
+
+    fn read_wait(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<usize> {
+        self.buf.preadv(HEADER + at, file, offset, len, 0)
     }
 
     fn zero(&mut self, at: usize, len: usize) {

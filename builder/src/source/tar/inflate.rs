@@ -173,7 +173,25 @@ impl<R: Read> Inflater<R> {
     }
 
     /// Makes `bits` hold at least `count` (up to 32) bits, or all there are.
+    #[inline]
     fn refill(&mut self, count: u32) -> io::Result<()> {
+        if self.bit_count >= count {
+            return Ok(());
+        }
+        let ahead = &self.buffer[self.next..self.buffered];
+        let Some(word) = ahead.first_chunk::<8>() else { return self.refill_slowly(count) };
+        // As many whole bytes as fit, in one go: fewer than 32 bits were there, so at least four.
+        let bytes = (63 - self.bit_count) / 8;
+        let new = u64::from_le_bytes(*word) & ((1 << (8 * bytes)) - 1);
+        self.bits |= new << self.bit_count;
+        self.bit_count += 8 * bytes;
+        self.next += bytes as usize;
+        self.taken += u64::from(bytes);
+        self.recent = self.recent << (8 * bytes) | new.swap_bytes() >> (64 - 8 * bytes);
+        Ok(())
+    }
+
+    fn refill_slowly(&mut self, count: u32) -> io::Result<()> {
         while self.bit_count < count {
             let Some(byte) = self.take_byte()? else { break };
             self.bits |= u64::from(byte) << self.bit_count;

@@ -6,7 +6,7 @@
 mod entries;
 mod header;
 mod huffman;
-mod inflate;
+pub(crate) mod inflate;
 mod pax;
 mod reference;
 mod stream;
@@ -15,7 +15,8 @@ pub(crate) use self::reference::{Reference, ReferenceChunk};
 
 use self::entries::{Entries, Entry, TarError};
 use self::header::Kind;
-use self::stream::{Digesting, Passed, Stream};
+pub(crate) use self::stream::Stream;
+use self::stream::{Digesting, Passed};
 use super::listing::device_number;
 use super::{Expected, Input, Piece, Source, Task};
 use crate::error::BuildError;
@@ -102,7 +103,18 @@ impl TarSource {
             return Err(BuildError::Source { path: path.to_path_buf(), reason });
         }
         let file = File::open(path).map_err(BuildError::io("open", path))?;
-        let (input, passed) = Digesting::new(file);
+        Self::read_from(file, path, options, progress, make)
+    }
+
+    /// Reads the archive from `input`, and calls it `path` in messages.
+    pub(crate) fn read_from(
+        input: impl Read + Send + 'static,
+        path: &Path,
+        options: &ImageOptions,
+        progress: Arc<Progress>,
+        make: fn(Box<dyn Read + Send>) -> io::Result<Stream>,
+    ) -> Result<(Self, Tree), BuildError> {
+        let (input, passed) = Digesting::new(input);
         let stream = make(Box::new(input)).map_err(BuildError::io("read", path))?;
         let source = Self {
             path: path.to_path_buf(),
@@ -161,6 +173,8 @@ impl TarSource {
     /// Takes one entry into the tree. Its data, if it has any, becomes current.
     fn take(&mut self, tree: &mut Tree, entry: &mut Entry) -> Result<(), BuildError> {
         let path = std::mem::take(&mut entry.path);
+        self.progress.set_at(&self.path.join(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(&path))));
+        self.progress.check()?;
         let names = self.components(&path)?;
         if let [name] = names[..]
             && NOT_STORED.contains(&name)
@@ -322,6 +336,7 @@ impl TarSource {
         task: &mut Task,
     ) -> Result<bool, BuildError> {
         while !task.is_full() {
+            self.progress.check()?;
             if let Some((_, size, _)) = self.current
                 && let Some(positions) = &mut self.positions
             {

@@ -31,6 +31,10 @@ impl Pax {
             self.set(key, value)?;
             rest = next;
         }
+        // The last value of a name counts. Sorting keeps it quick, however many there are.
+        self.xattrs.reverse();
+        self.xattrs.sort_by(|a, b| a.0.cmp(&b.0));
+        self.xattrs.dedup_by(|later, first| later.0 == first.0);
         Ok(())
     }
 
@@ -49,7 +53,6 @@ impl Pax {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR) {
-                    self.xattrs.retain(|(known, _)| known != name);
                     self.xattrs.push((name.to_vec(), value.to_vec()));
                 }
             }
@@ -107,6 +110,17 @@ mod tests {
         pax.add(&bytes).unwrap();
         assert_eq!(pax.xattrs, [(b"user.a".to_vec(), b"x\ny=\0z".to_vec())]);
         assert_eq!((pax.size, pax.path.as_deref()), (Some(123), Some(&b"\xff/b\xfe"[..])));
+    }
+
+    #[test]
+    fn the_last_value_of_a_name_counts() {
+        let mut pax = Pax::default();
+        let record = |name: &str, value: &str| format!("27 SCHILY.xattr.user.{name}={value}\n");
+        let text = [record("aaa", "1"), record("bbb", "2"), record("aaa", "3")].concat();
+        pax.add(text.as_bytes()).unwrap();
+        pax.add(record("bbb", "4").as_bytes()).unwrap();
+        let pair = |name: &str, value: &str| (format!("user.{name}").into_bytes(), value.as_bytes().to_vec());
+        assert_eq!(pax.xattrs, [pair("aaa", "3"), pair("bbb", "4")]);
     }
 
     #[test]

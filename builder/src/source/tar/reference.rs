@@ -3,12 +3,15 @@
 //! Owns: the chunks of its files with their places in the archive as it is stored. Does not own: what is written of
 //! them. Contexts follow build-rules.md section 9; any partition that decodes would do.
 
-use super::TarSource;
+use super::entries::Entries;
+use super::inflate::Boundary;
+use super::{Stream, TarSource};
 use crate::error::BuildError;
 use crate::source::Source as _;
 use crate::tree::Tree;
 use rafs::codec::{self, Digest, Digester};
 use rafs::layout::blob::ZranContext;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use zerocopy::FromZeros;
 
 /// A context ends when it covers so many stored bytes ...
@@ -17,6 +20,9 @@ const STORED_MAX: u64 = 512 << 10;
 const PLAIN_MAX: u64 = 2 << 20;
 /// What a reader decodes for one chunk must be bounded.
 const CONTEXT_PLAIN_MAX: u64 = 256 << 20;
+
+/// Pieces that may wait to be digested.
+const AHEAD: usize = 8;
 
 /// One chunk of a file, and where its bytes are in the archive.
 #[derive(Clone, Debug)]
@@ -48,6 +54,51 @@ pub(crate) struct Reference {
     pub size: u64,
 }
 
+/// A piece of a file on its way from the reading thread.
+struct PieceRead {
+    bytes: Vec<u8>,
+    /// Which piece of its file it is.
+    position: u32,
+    /// Where it starts in the plain archive.
+    start: u64,
+    /// gzip: where it came from.
+    inflated: Option<Inflated>,
+}
+
+struct Inflated {
+    /// Last block boundary before it.
+    boundary: Boundary,
+    /// Stored bytes it was made of.
+    stored_start: u64,
+    stored_end: u64,
+}
+
+impl PieceRead {
+    /// At most a chunk, which 32 bits hold.
+    fn len(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+
+    /// A chunk that is known already: only its name counts.
+    fn found_again(&self, digest: Digest) -> ReferenceChunk {
+        let (len, position) = (self.len(), self.position);
+        ReferenceChunk { digest, crc32c: 0, len, position, stored_offset: 0, stored_size: 0, context: None }
+    }
+
+    fn found(&self, digest: Digest, context: Option<(u32, u32)>) -> ReferenceChunk {
+        let (stored_offset, stored_size) = match &self.inflated {
+            None => (self.start, self.len()),
+            Some(from) => {
+                let size = u32::try_from(from.stored_end - from.stored_start).unwrap_or(u32::MAX);
+                (from.stored_start, size.min(0xff_ffff))
+            }
+        };
+        let crc32c = codec::crc32c(&self.bytes);
+        let (len, position) = (self.len(), self.position);
+        ReferenceChunk { digest, crc32c, len, position, stored_offset, stored_size, context }
+    }
+}
+
 #[derive(Default)]
 struct Contexts {
     list: Vec<ZranContext>,
@@ -68,60 +119,75 @@ impl TarSource {
         known: &mut dyn FnMut(&Digest, u32) -> bool,
         chunk: &mut dyn FnMut(ReferenceChunk) -> Result<(), BuildError>,
     ) -> Result<Reference, BuildError> {
-        let Some(mut entries) = self.entries.take() else {
+        let Some(entries) = self.entries.take() else {
             return Err(self.unreadable("it was read already"));
         };
         if entries.get_ref().is_zstd() {
             return Err(self.unreadable("targz-ref refers to gzip and plain archives, this one is zstd"));
         }
-        let gzip = entries.get_mut().inflater().is_some();
+        let too_large = self.unreadable("a deflate block of it holds more than can be indexed");
+        let (path, passed, chunk_size) =
+            (self.path.clone(), self.passed.clone(), u64::from(self.chunk_size.get()));
         let mut contexts = Contexts::default();
-        let mut buffer = Vec::new();
-        loop {
-            if let Some((_, size, position)) = self.current.take() {
-                let chunk_size = u64::from(self.chunk_size.get());
-                let len = (size - u64::from(position) * chunk_size).min(chunk_size);
-                buffer.resize(usize::try_from(len).unwrap_or_default(), 0);
-                let start = entries.offset();
-                let stored_start = entries.get_mut().inflater().map(|i| i.stored_start());
-                let boundary = entries.get_mut().inflater().map(|i| i.boundary().clone());
-                entries.read_data(&mut buffer).map_err(|e| self.failed(e, start))?;
-                let digest = codec::digest(Digester::Sha256, &buffer);
-                let len32 = u32::try_from(len).unwrap_or_default();
-                self.pieces += 1;
-                if !known(&digest, len32) {
-                    let mut found = ReferenceChunk {
-                        digest,
-                        crc32c: codec::crc32c(&buffer),
-                        len: len32,
-                        position,
-                        stored_offset: start,
-                        stored_size: len32,
-                        context: None,
-                    };
-                    if let (Some(boundary), Some(stored_start)) = (boundary, stored_start) {
-                        let end = entries.get_mut().inflater().map_or(0, |i| i.consumed());
-                        found.stored_offset = stored_start;
-                        found.stored_size =
-                            u32::try_from(end - stored_start).unwrap_or(u32::MAX).min(0xff_ffff);
-                        let range = (start, start + len);
-                        found.context = Some(
-                            contexts.place(boundary, (stored_start, end), range, chunk_size).ok_or_else(
-                                || self.unreadable("a deflate block of it holds more than can be indexed"),
-                            )?,
-                        );
-                    }
-                    chunk(found)?;
+        let (send, receive) = sync_channel(AHEAD);
+        // Inflating is one thread's work, for each block needs the one before; digests are made beside it.
+        let (read, placed) = std::thread::scope(|scope| {
+            let read = move || self.read_pieces(entries, tree, &send);
+            let reader = std::thread::Builder::new().name("inflate".to_owned()).spawn_scoped(scope, read);
+            let reader = reader.map_err(BuildError::io("start a thread for", &path))?;
+            let placed = receive.iter().try_for_each(|piece| {
+                let digest = codec::digest(Digester::Sha256, &piece.bytes);
+                let found = if known(&digest, piece.len()) {
+                    piece.found_again(digest)
                 } else {
-                    chunk(ReferenceChunk {
-                        digest,
-                        crc32c: 0,
-                        len: len32,
-                        position,
-                        stored_offset: 0,
-                        stored_size: 0,
-                        context: None,
-                    })?;
+                    let context = match &piece.inflated {
+                        Some(inflated) => Some(contexts.place(inflated, &piece, chunk_size).ok_or(None)?),
+                        None => None,
+                    };
+                    piece.found(digest, context)
+                };
+                chunk(found).map_err(Some)
+            });
+            // A reader that waits for room must learn that nobody takes anything any more.
+            drop(receive);
+            Ok((reader.join(), placed))
+        })?;
+        placed.map_err(|e| e.unwrap_or(too_large))?;
+        let gzip = match read {
+            Ok(result) => result?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        let passed = passed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let contexts = gzip.then_some((contexts.list, contexts.dictionaries));
+        Ok(Reference { contexts, id: passed.id(), size: passed.size })
+    }
+
+    /// Reads the whole archive and hands on its pieces. Says whether it is gzip.
+    fn read_pieces(
+        mut self,
+        mut entries: Entries<Stream>,
+        tree: &mut Tree,
+        pieces: &SyncSender<PieceRead>,
+    ) -> Result<bool, BuildError> {
+        let gzip = entries.get_mut().inflater().is_some();
+        let chunk_size = u64::from(self.chunk_size.get());
+        loop {
+            self.progress.check()?;
+            if let Some((_, size, position)) = self.current.take() {
+                let len = (size - u64::from(position) * chunk_size).min(chunk_size);
+                let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+                let start = entries.offset();
+                let before = entries.get_mut().inflater().map(|i| (i.stored_start(), i.boundary().clone()));
+                entries.read_data(&mut bytes).map_err(|e| self.failed(e, start))?;
+                let inflated = before.map(|(stored_start, boundary)| {
+                    let stored_end = entries.get_mut().inflater().map_or(0, |i| i.consumed());
+                    Inflated { boundary, stored_start, stored_end }
+                });
+                self.pieces += 1;
+                self.progress.add_packed(len, 0);
+                if pieces.send(PieceRead { bytes, position, start, inflated }).is_err() {
+                    // The taker failed and says why.
+                    return Ok(gzip);
                 }
                 if u64::from(position) * chunk_size + len < size {
                     self.current = Some((crate::tree::ROOT, size, position + 1));
@@ -135,9 +201,7 @@ impl TarSource {
             }
         }
         entries.into_inner().drain().map_err(BuildError::io("read", &self.path))?;
-        let passed = self.passed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        let contexts = gzip.then_some((contexts.list, contexts.dictionaries));
-        Ok(Reference { contexts, id: passed.id(), size: passed.size })
+        Ok(gzip)
     }
 
     fn unreadable(&self, reason: &str) -> BuildError {
@@ -150,13 +214,10 @@ impl TarSource {
 
 impl Contexts {
     /// Puts a chunk with these plain and stored bytes into the last context or a new one.
-    fn place(
-        &mut self,
-        boundary: super::inflate::Boundary,
-        (stored_start, stored_end): (u64, u64),
-        (start, end): (u64, u64),
-        chunk_size: u64,
-    ) -> Option<(u32, u32)> {
+    fn place(&mut self, inflated: &Inflated, piece: &PieceRead, chunk_size: u64) -> Option<(u32, u32)> {
+        let Inflated { boundary, stored_start, stored_end } = inflated;
+        let (stored_start, stored_end) = (*stored_start, *stored_end);
+        let (start, end) = (piece.start, piece.start + u64::from(piece.len()));
         let fits = self.list.last().is_some_and(|last| {
             let (in_offset, out_offset) = (last.in_offset.get(), last.out_offset.get());
             let stored = u64::from(last.in_size.get());

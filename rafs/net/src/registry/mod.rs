@@ -3,14 +3,17 @@
 mod auth;
 mod challenge;
 mod docker_config;
+mod manifest;
 mod redirect;
 mod token;
 
 pub(crate) use auth::Authenticator;
+pub use manifest::fetch_manifest;
 
 use crate::answer::Ranges;
 use crate::endpoint::{Answering, Endpoint, Want, escape, escape_path};
 use crate::failure::{Failure, Kind};
+use crate::identity::identity;
 use crate::link::{Exchange, Link, Outgoing, Route};
 use crate::store::Parts;
 use crate::urls::{check_host, mirror_base, parse, without_secrets};
@@ -69,6 +72,7 @@ impl NetStore {
                 locations: Locations::default(),
                 blob_url_scheme: options.blob_url_scheme,
                 blob_redirected_host: options.blob_redirected_host.clone(),
+                objects: Objects::Blobs,
             }))
         };
         let mut mirrors: Vec<Box<dyn Endpoint>> = Vec::new();
@@ -77,14 +81,13 @@ impl NetStore {
             mirrors.push(registry(base, client::headers(&mirror.headers)?)?);
         }
         let origin = registry(format!("{}://{}", options.scheme.as_str(), options.host), HeaderMap::new())?;
-        let link = runtime.enter(|| Link::new(http))?;
-        let mut store = Self::new(runtime, http, Parts { origin, mirrors, link, ranges: Ranges::Http })?;
-        store.accounts = accounts;
-        Ok(store)
+        let link = runtime.link(http, None)?;
+        let parts = Parts { origin, mirrors, link, ranges: Ranges::Http, accounts };
+        Self::new(runtime, http, parts, identity("registry", options, http))
     }
 
-    /// Other credentials for a registry from now on: base64 of `user:password`, or none. Does nothing to stores of
-    /// other kinds.
+    /// Other credentials for a registry from now on: base64 of `user:password`, or none; also for other stores of this
+    /// runtime that were made with the same options. Does nothing to stores of other kinds.
     ///
     /// # Errors
     /// They are not of that form.
@@ -92,7 +95,7 @@ impl NetStore {
         if let Some(auth) = &auth {
             check_auth(auth)?;
         }
-        for account in &self.accounts {
+        for account in self.accounts() {
             account.set_given(auth.clone());
         }
         Ok(())
@@ -120,6 +123,16 @@ struct Registry {
     blob_redirected_host: Option<String>,
     may_fall_back: bool,
     fallen_back: AtomicBool,
+    objects: Objects,
+}
+
+/// What object names mean.
+#[derive(Clone, Copy, Debug)]
+enum Objects {
+    /// sha256 of a blob.
+    Blobs,
+    /// Tag or digest of a manifest.
+    Manifests,
 }
 
 impl Registry {
@@ -128,7 +141,13 @@ impl Registry {
             Some(rest) if self.fallen_back.load(Ordering::Relaxed) => format!("http{rest}"),
             _ => self.base.clone(),
         };
-        format!("{base}/v2/{}/blobs/sha256:{}", self.repo, escape(object))
+        match self.objects {
+            Objects::Blobs => format!("{base}/v2/{}/blobs/sha256:{}", self.repo, escape(object)),
+            // A digest keeps its colon, which is legal there.
+            Objects::Manifests => {
+                format!("{base}/v2/{}/manifests/{}", self.repo, escape(object).replace("%3A", ":"))
+            }
+        }
     }
 
     async fn fetch(&self, link: &Link, object: &str, want: Want, route: Route) -> Result<Exchange, Failure> {

@@ -1,0 +1,6 @@
+//! Prefetch patterns.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| rafs_fuzz::patterns(data));

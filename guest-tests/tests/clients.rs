@@ -1,0 +1,248 @@
+//! What each client of nydusd calls, in its order, with answers read as strictly as it does (nydusd-cli-api.md section 5).
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+use guest_tests::frontend::walk::{WalkOptions, walk_from};
+use guest_tests::frontend::{Client, Options};
+use guest_tests::support::api::{ApiDaemon, Connection, encoded};
+use guest_tests::support::binaries::ours;
+use guest_tests::support::image::{Case, corpus};
+use guest_tests::tree::{Ignore, compare};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn case(name: &str) -> Case {
+    corpus().unwrap().into_iter().find(|c| c.name == name).unwrap()
+}
+
+fn client(socket: &Path) -> Client {
+    Client::connect(socket, &Options { memory_mib: 64, ..Options::default() }).unwrap()
+}
+
+/// The version as runtime-rs wants it: all five, all strings.
+#[derive(Debug, Deserialize)]
+#[allow(dead_code, reason = "that they parse is the test")]
+struct Version {
+    package_ver: String,
+    git_commit: String,
+    build_time: String,
+    profile: String,
+    rustc: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct DaemonInfo {
+    id: Option<String>,
+    #[allow(dead_code, reason = "that it parses is the test")]
+    version: Version,
+    state: String,
+    supervisor: Option<String>,
+    backend_collection: HashMap<String, serde_json::Value>,
+}
+
+#[test]
+fn kata_go() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("shared")).unwrap();
+    std::fs::write(dir.path().join("shared/hello"), "from the host").unwrap();
+    let mut command = Command::new(ours("rafsd").unwrap());
+    let (api, sock) = (dir.path().join("api.sock"), dir.path().join("vhost-fs.sock"));
+    command.args(["virtiofs", "--log-level", "info", "--apisock"]).arg(&api).arg("--sock").arg(&sock);
+    // What Kata ships, and what its how-to adds.
+    command.args(["--thread-pool-size=1", "--announce-submounts", "--log-level", "debug", "--threads", "4"]);
+    let begun = Instant::now();
+    let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "each miss would double the next pause");
+    let info: DaemonInfo =
+        serde_json::from_str(&daemon.call("GET", "/api/v1/daemon", None).unwrap().body).unwrap();
+    assert_eq!(info.state, "RUNNING");
+
+    // Before the machine boots: the shared directory.
+    let shared = daemon.path("shared");
+    let body = serde_json::json!({"fs_type": "passthrough_fs", "source": shared, "config": ""}).to_string();
+    let answer = daemon.call("POST", "/api/v1/mount?mountpoint=/containers", Some(&body)).unwrap();
+    assert_eq!(answer.status, 204, "{}", answer.body);
+
+    let mut guest = client(&sock);
+    // Then a container for each of two images, while the guest runs.
+    for (cid, name) in [("c1", "v6-zstd-blake3"), ("c2", "v5-zstd-blake3")] {
+        let case = case(name);
+        let target = format!("/api/v1/mount?mountpoint=/rafs/{cid}/lowerdir");
+        let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, cid);
+        let answer = daemon.call("POST", &target, Some(&body)).unwrap();
+        assert_eq!(answer.status, 204, "{}", answer.body);
+        let root = guest.resolve(format!("/rafs/{cid}/lowerdir").as_bytes()).unwrap().node;
+        let got = walk_from(&mut guest, root, WalkOptions::default()).unwrap();
+        assert_eq!(compare(&case.expected, &got, Ignore::default()), Vec::<String>::new(), "{name}");
+        let twice = daemon.call("POST", &target, Some(&body)).unwrap();
+        assert_eq!(twice.status, 500);
+        assert_eq!(
+            twice.message().unwrap(),
+            r#"Mount(MountFilesystem(Other("object or filesystem already exists")))"#
+        );
+    }
+    let hello = guest.resolve(b"/containers/hello").unwrap();
+    assert_eq!(hello.attr.size, 13);
+    for cid in ["c1", "c2"] {
+        let target = format!("/api/v1/mount?mountpoint=/rafs/{cid}/lowerdir");
+        assert_eq!(daemon.call("DELETE", &target, None).unwrap().status, 204);
+        let twice = daemon.call("DELETE", &target, None).unwrap();
+        assert_eq!(
+            (twice.status, twice.message().unwrap().as_str()),
+            (500, r#"Mount(MountFilesystem(Other("object or filesystem doesn't exist")))"#)
+        );
+        guest.resolve(format!("/rafs/{cid}").as_bytes()).unwrap_err();
+    }
+    assert_eq!(guest.resolve(b"/containers/hello").unwrap().node, hello.node, "others stay");
+    // Kata waits five seconds before it kills.
+    daemon.process.terminate().unwrap();
+    assert!(daemon.process.wait(Duration::from_secs(5)).unwrap().success(), "{}", daemon.process.output());
+    assert!(!api.exists() && !sock.exists(), "sockets are left behind");
+}
+
+#[test]
+fn kata_runtime_rs() {
+    // Rootless: sockets are bare file names.
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(ours("rafsd").unwrap());
+    command.current_dir(dir.path());
+    command.args(["virtiofs", "--hybrid-mode", "--log-level", "info", "--apisock", "api.sock"]);
+    command.args(["--sock", "virtiofsd.sock"]);
+    let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
+    // hyper's client sends a type with a GET, and absolute targets occur.
+    let mut connection = Connection::open(&daemon.path("api.sock")).unwrap();
+    connection
+        .send(b"GET http://unix/api/v1/daemon HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 0\r\n\r\n")
+        .unwrap();
+    let answer = connection.answer().unwrap();
+    let info: DaemonInfo = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!((answer.status, info.state.as_str(), info.id, info.supervisor), (200, "RUNNING", None, None));
+
+    let case = case("v6-zstd-blake3");
+    let path = "/rafs/0123456789abcdef/lowerdir";
+    let target = format!("http://unix/api/v1/mount?mountpoint={}", encoded(path));
+    let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "x");
+    assert_eq!(connection.call("POST", &target, Some(&body)).unwrap().status, 204);
+    let info: DaemonInfo =
+        serde_json::from_str(&connection.call("GET", "/api/v1/daemon", None).unwrap().body).unwrap();
+    assert_eq!(info.backend_collection[path]["backend_type"], "Rafs");
+    assert_eq!(info.backend_collection[path]["config"]["rafs"]["enable_xattr"], true);
+    let mut guest = client(&daemon.path("virtiofsd.sock"));
+    guest.resolve(format!("{path}/names").as_bytes()).unwrap();
+    assert_eq!(connection.call("DELETE", &target, None).unwrap().status, 204);
+    daemon.process.terminate().unwrap();
+    daemon.process.wait(Duration::from_secs(5)).unwrap();
+}
+
+/// The snapshotter's calls to a shared daemon, as far as they do not depend on how guests are reached.
+#[test]
+fn snapshotter_api() {
+    let daemon = ApiDaemon::start(&[]).unwrap();
+    // A connection that says nothing; its end would mean that the daemon died.
+    let mut liveness = Connection::open(&daemon.path("api.sock")).unwrap();
+    let case = case("v6-zstd-blake3");
+    let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "/12");
+    let mount = format!("/api/v1/mount?mountpoint={}", encoded("/12"));
+    assert_eq!(daemon.call("POST", &mount, Some(&body)).unwrap().status, 204);
+    let mut guest = client(&daemon.path("fs.sock"));
+    let (path, entry) = case.expected.iter().max_by_key(|(_, e)| e.size).unwrap();
+    let node = guest.resolve(&[b"/12".as_slice(), path].concat()).unwrap().node;
+    let size = u32::try_from(entry.size.unwrap()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(guest.read(node, 0, 0, size).unwrap().len(), size as usize);
+    }
+
+    #[derive(Deserialize)]
+    struct FsMetrics {
+        id: String,
+        data_read: u64,
+        block_count_read: [u64; 8],
+        fop_hits: [u64; 15],
+        fop_errors: [u64; 15],
+        fop_cumulative_latency_total: [u64; 15],
+        read_latency_dist: [u64; 8],
+        nr_opens: u64,
+    }
+    let answer = daemon.call("GET", &format!("/api/v1/metrics?id={}", encoded("/12")), None).unwrap();
+    let metrics: FsMetrics = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!((metrics.id.as_str(), metrics.data_read), ("/12", 2 * u64::from(size)));
+    assert_eq!(metrics.fop_hits[4], 2);
+    assert_eq!(metrics.block_count_read.iter().sum::<u64>(), 2);
+    assert_eq!(metrics.read_latency_dist.iter().sum::<u64>(), 2);
+    assert_eq!((metrics.fop_errors[4], metrics.nr_opens), (0, 0));
+    assert!(metrics.fop_cumulative_latency_total[4] > 0);
+
+    #[derive(Deserialize)]
+    #[allow(dead_code, reason = "that they parse is the test")]
+    struct CacheMetrics {
+        underlying_files: Vec<String>,
+        store_path: String,
+        partial_hits: u64,
+        whole_hits: u64,
+        total: u64,
+        entries_count: u64,
+        prefetch_data_amount: u64,
+        prefetch_workers: u64,
+        data_all_ready: bool,
+    }
+    let answer = daemon.call("GET", "/api/v1/metrics/blobcache?id=/12", None).unwrap();
+    let cache: CacheMetrics = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(cache.underlying_files.len(), 1);
+    assert_eq!(Path::new(&cache.store_path), daemon.path("cache"));
+    let inflight = daemon.call("GET", "/api/v1/metrics/inflight", None).unwrap();
+    assert_eq!(
+        (inflight.status, inflight.message().unwrap().as_str()),
+        (500, "InflightMetrics(Metrics(Daemon(Unsupported)))")
+    );
+    let put = daemon.call("PUT", "/api/v1/config?id=%2F12", Some(r#"{"registry_auth":"dTpw"}"#)).unwrap();
+    assert_eq!(put.status, 204, "{}", put.body);
+    let shown = daemon.call("GET", "/api/v1/config?id=%2F12", None).unwrap();
+    assert!(shown.status == 200 && !shown.body.contains("dTpw"), "{}", shown.body);
+    assert_eq!(daemon.call("PUT", "/api/v1/daemon/fuse/sendfd", None).unwrap().status, 501);
+    assert_eq!(daemon.call("DELETE", &mount, None).unwrap().status, 204);
+    assert_eq!(liveness.call("GET", "/api/v1/daemon", None).unwrap().status, 200, "still there");
+}
+
+#[test]
+fn exit_by_api_is_prompt_and_clean() {
+    let mut daemon = ApiDaemon::start(&[]).unwrap();
+    assert_eq!(daemon.call("PUT", "/api/v1/daemon/exit", None).unwrap().status, 204);
+    assert!(daemon.process.wait(Duration::from_secs(5)).unwrap().success(), "{}", daemon.process.output());
+    assert!(!daemon.path("api.sock").exists() && !daemon.path("fs.sock").exists());
+}
+
+#[test]
+fn called_nydusd_it_speaks_like_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("nydusd");
+    std::os::unix::fs::symlink(ours("rafsd").unwrap(), &link).unwrap();
+    let out = Command::new(&link).arg("--version").output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success() && text.starts_with("nydusd \rVersion: \t"), "{text:?}");
+    // The snapshotter greps for this.
+    let commit = text.lines().find_map(|line| line.strip_prefix("Git Commit:")).unwrap();
+    assert!(!commit.trim().is_empty());
+    // Flags before the command, one of them twice, and no command at all.
+    for args in [
+        &[
+            "--log-level",
+            "warn",
+            "virtiofs",
+            "--log-level",
+            "debug",
+            "--sock",
+            "fs.sock",
+            "--apisock",
+            "api.sock",
+        ][..],
+        &["--sock", "fs.sock", "--apisock", "api.sock"],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(&link);
+        command.current_dir(dir.path()).args(args);
+        let daemon = ApiDaemon::spawn(command, dir).unwrap();
+        assert_eq!(daemon.call("GET", "/api/v1/daemon", None).unwrap().status, 200);
+    }
+}

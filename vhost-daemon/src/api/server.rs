@@ -1,0 +1,286 @@
+//! The server: HTTP/1.1 on a unix socket.
+//!
+//! Owns: the socket and its file, connections, limits. One thread reads and writes all connections; what may wait for
+//! storage runs on a thread of its own, one request at a time, so that questions are answered meanwhile. Connections that
+//! say nothing stay open for ever: clients take a hang-up for the daemon's death. Does not own: what requests mean.
+
+use super::answer::Answer;
+use super::routes::{App, Request, Work};
+use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Either, Empty, Full, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, Semaphore, watch};
+
+/// Largest request body, bytes: as large as a configuration file may be, and JSON around it.
+pub const BODY_MAX: usize = 2 << 20;
+/// Connections at a time, if there are descriptors for them.
+const CONNECTIONS_MAX: u64 = 4096;
+/// How long connections have to finish what they say when the daemon ends.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+type Body = Either<Full<Bytes>, Empty<Bytes>>;
+
+/// A server that runs. [`ApiServer::stop`] ends it and removes its socket.
+#[derive(Debug)]
+pub struct ApiServer {
+    path: PathBuf,
+    file: Option<(u64, u64)>,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ApiServer {
+    /// Listens on `path`. A socket that is there is replaced.
+    ///
+    /// # Errors
+    ///
+    /// The path cannot be listened on, or no thread can be had.
+    pub fn start(path: &Path, app: Arc<App>) -> anyhow::Result<Self> {
+        if std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.file_type().is_socket()) {
+            anyhow::bail!(
+                "{} exists and is no socket; choose another --apisock or remove it",
+                path.display()
+            );
+        }
+        let _ = std::fs::remove_file(path);
+        let listener = std::os::unix::net::UnixListener::bind(path)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .with_context(|| {
+                let path = path.display();
+                format!("cannot listen on {path}; the directory must exist and be writable, and the path at most 107 bytes long")
+            })?;
+        let file = identity(path);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(4)
+            .thread_name("api-work")
+            .build()
+            .context("cannot start the API's event loop")?;
+        let (stop, stopped) = watch::channel(false);
+        let thread = std::thread::Builder::new()
+            .name("api".to_owned())
+            .spawn(move || {
+                runtime.block_on(serve(listener, app, stopped));
+                // A mount that hangs on its storage must not keep the process.
+                runtime.shutdown_timeout(FAREWELL);
+            })
+            .context("cannot start the API's thread")?;
+        Ok(Self { path: path.to_owned(), file, stop, thread: Some(thread) })
+    }
+
+    /// Closes all connections and removes the socket.
+    pub fn stop(&mut self) {
+        if identity(&self.path).is_some_and(|id| self.file == Some(id)) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+        let _ = self.stop.send(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the API's thread ended by a panic");
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Half of the descriptors that there may be, the rest is for images and guests.
+fn connections_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let half = limit.map_or(CONNECTIONS_MAX, |limit| limit / 2);
+    usize::try_from(half.clamp(16, CONNECTIONS_MAX)).unwrap_or(16)
+}
+
+/// What all connections share.
+struct Shared {
+    app: Arc<App>,
+    /// Whoever holds it may wait for storage.
+    slow: Mutex<()>,
+}
+
+async fn serve(
+    listener: std::os::unix::net::UnixListener,
+    app: Arc<App>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!("the API cannot wait for connections: {error}");
+            return;
+        }
+    };
+    let shared = Arc::new(Shared { app, slow: Mutex::new(()) });
+    let room = Arc::new(Semaphore::new(connections_max()));
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.changed() => break,
+        };
+        let stream = match stream {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("the API cannot accept a connection: {error}");
+                // Running out of descriptors passes; spinning on it would not help.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        match Arc::clone(&room).try_acquire_owned() {
+            Err(_) => {
+                tokio::spawn(turn_away(stream));
+            }
+            Ok(permit) => {
+                let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+                tokio::spawn(async move {
+                    shared.app.count_connection(true);
+                    connection(stream, Arc::clone(&shared), stopped).await;
+                    shared.app.count_connection(false);
+                    drop(permit);
+                });
+            }
+        }
+    }
+    drop(listener);
+    // Answers under way go out.
+    for _ in 0..20 {
+        if shared.app.connections() == 0 {
+            return;
+        }
+        tokio::time::sleep(FAREWELL / 20).await;
+    }
+}
+
+/// Says that there are too many.
+async fn turn_away(mut stream: UnixStream) {
+    let body = r#"{"code":"UNDEFINED","message":"too many connections"}"#;
+    let head = format!(
+        "HTTP/1.1 503 \r\nServer: Nydus API\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.write_all(body.as_bytes()).await;
+    let _ = stream.shutdown().await;
+}
+
+async fn connection(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(respond(&shared, request).await) }
+    });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    // No time limit of any kind; header names as clients are used to see them.
+    builder.header_read_timeout(None).keep_alive(true).title_case_headers(true).max_buf_size(64 << 10);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!("an API connection ended: {error}");
+            }
+        }
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(FAREWELL, connection).await;
+        }
+    }
+}
+
+async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let method = head.method.as_str().to_ascii_uppercase();
+    // Absolute-form targets have their path all the same.
+    let path = head.uri.path().to_owned();
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    tracing::debug!("<--- {method} {path}");
+    // One that says beforehand that it is too large need not be waited for.
+    let announced = body.size_hint().lower();
+    if announced > BODY_MAX as u64 {
+        return wire(too_large(&announced.to_string()));
+    }
+    let answer = match Limited::new(body, BODY_MAX).collect().await {
+        Ok(body) => {
+            let body = body.to_bytes().to_vec();
+            run(shared, Request { method, path, query, body }).await
+        }
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => too_large("unknown"),
+        Err(_) => Answer::bad_request(),
+    };
+    tracing::debug!("---> {}", answer.status);
+    wire(answer)
+}
+
+fn too_large(size: &str) -> Answer {
+    let text = format!(
+        "{{ \"error\": \"Request payload with size {size} is larger than the limit of {BODY_MAX} allowed by server.\\nAll \
+         previous unanswered requests will be dropped.\" }}"
+    );
+    Answer::text(400, "application/json", text)
+}
+
+async fn run(shared: &Arc<Shared>, request: Request) -> Answer {
+    match shared.app.handle(request) {
+        Work::Now(answer) => answer,
+        Work::Slow(work) => slow(shared, work).await,
+        Work::Exit(answer) => {
+            let app = Arc::clone(&shared.app);
+            let stop = move || match app.stop_for_exit() {
+                Ok(()) => Answer::done(),
+                Err(error) => Answer::failed("Upgrade", "DaemonAbnormal", &error),
+            };
+            let stopped = slow(shared, Box::new(stop)).await;
+            if stopped.status != 204 {
+                return stopped;
+            }
+            tokio::spawn(async {
+                // The answer goes out first.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                tracing::info!("asked to exit");
+                let own = rustix::process::getpid();
+                if let Err(error) = rustix::process::kill_process(own, rustix::process::Signal::TERM) {
+                    tracing::error!("cannot end: {error}");
+                }
+            });
+            answer
+        }
+    }
+}
+
+async fn slow(shared: &Arc<Shared>, work: Box<dyn FnOnce() -> Answer + Send>) -> Answer {
+    let _turn = shared.slow.lock().await;
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(_) => Answer::error(500, "the request ended by a panic; the log says more"),
+    }
+}
+
+fn wire(answer: Answer) -> Response<Body> {
+    let body = match answer.body {
+        Some(body) => Either::Left(Full::new(Bytes::from(body))),
+        None => Either::Right(Empty::new()),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b""));
+    let headers = response.headers_mut();
+    headers.insert(SERVER, HeaderValue::from_static("Nydus API"));
+    headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("keep-alive"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    response
+}

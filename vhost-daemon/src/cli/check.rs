@@ -1,0 +1,23 @@
+//! `rafsd config check`.
+
+use crate::config::{Config, explain};
+use anyhow::Context;
+use std::io::Write;
+use std::path::Path;
+
+/// Explains a file on standard output.
+///
+/// # Errors
+///
+/// The file is not usable; the sentence says why.
+pub(super) fn run(file: &Path) -> anyhow::Result<()> {
+    let config = Config::load(file).with_context(|| file.display().to_string())?;
+    let text = explain(file)?;
+    let mut out = std::io::stdout();
+    write!(out, "{text}")?;
+    for remark in &config.remarks {
+        writeln!(out, "note: {remark}")?;
+    }
+    writeln!(out, "{}: usable", file.display())?;
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! `rafsd fuse`: a mount on this host, new or taken over from another daemon.
+//!
+//! Owns: which of the two it is, and how it ends. Does not own: the mount ([`crate::fusedev`]).
+
+use super::{FailoverPolicy, FuseArgs, serve};
+use crate::daemon::State;
+use crate::fusedev::{self, FuseMount, FuseOptions, is_mounted};
+use anyhow::{Context, bail};
+use signal_hook::consts::SIGTERM;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+pub(super) fn run(args: &FuseArgs, ignored: &[String]) -> anyhow::Result<()> {
+    let common = &args.common;
+    let successor = common.upgrade || has_died(args);
+    if successor && (common.supervisor.is_none() || common.apisock.is_none()) {
+        bail!(
+            "to take over from another daemon say --supervisor, --id and --apisock; to mount anew unmount {} first",
+            args.mountpoint.display()
+        );
+    }
+    let mount = if successor { None } else { serve::first_mount(common)? };
+    if mount.is_none() && common.image.is_none() && common.apisock.is_none() {
+        bail!("nothing to mount: say --bootstrap FILE or --shared-dir DIR, or --apisock PATH to mount later");
+    }
+    let mut start = serve::begin(common, ignored)?;
+    let mount = match mount {
+        None if !successor => serve::image_mount(common, &start)?,
+        given => given,
+    };
+    if let Some(mount) = &mount {
+        start.daemon.mount(mount)?;
+    }
+    let options = FuseOptions {
+        mountpoint: args.mountpoint.clone(),
+        threads: args.fuse_threads.into(),
+        writable: args.writable,
+        failover: match args.failover_policy {
+            FailoverPolicy::None => fusedev::FailoverPolicy::None,
+            FailoverPolicy::Resend => fusedev::FailoverPolicy::Resend,
+            FailoverPolicy::Flush => fusedev::FailoverPolicy::Flush,
+        },
+        supervisor: common.supervisor.clone(),
+    };
+    // Somebody unmounted it: there is nothing left to do.
+    let ended = || {
+        tracing::info!("the mount is gone");
+        let _ = signal_hook::low_level::raise(SIGTERM);
+    };
+    let fuse = FuseMount::new(&start.daemon, options, ended)?;
+    start.daemon.set_transport(Arc::clone(&fuse) as _);
+    if successor {
+        tracing::info!("not mounting {}: waiting to take over", fuse.mountpoint().display());
+    } else {
+        fuse.mount()?;
+        start.daemon.running();
+    }
+    let queues = serve::default_queues();
+    let served = serve::api(common, &start, None, queues).context("cannot start the API").map(|mut api| {
+        serve::wait(&mut start, common);
+        if let Some(api) = &mut api {
+            api.stop();
+        }
+    });
+    // After `PUT /daemon/exit` the mount belongs to a successor.
+    if start.daemon.state() != State::Stopped {
+        fuse.unmount();
+    }
+    start.daemon.shutdown();
+    served
+}
+
+/// Whether a daemon with the same mountpoint and API socket died and left both.
+fn has_died(args: &FuseArgs) -> bool {
+    let refuses = |path: &Path| {
+        path.exists()
+            && UnixStream::connect(path).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    args.common.apisock.as_deref().is_some_and(refuses) && is_mounted(&args.mountpoint)
+}

@@ -1,0 +1,185 @@
+//! The kernel's side: `/dev/fuse`, mount(2), umount2(2), and what /proc and /sys know of a mount.
+//!
+//! Owns: these. Does not own: requests.
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// Shown as the mount's source.
+const SOURCE: &str = "rafs";
+/// Largest READ with its header page, bytes, as the reference says it.
+const MAX_READ: u32 = 1_052_672;
+/// Read-ahead of the mount, KiB: as large as one request can be.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Why a mount does not come about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FuseError {
+    /// The directory to mount on.
+    #[error("cannot mount on {path}: {source}; it must be an existing directory")]
+    Mountpoint {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device.
+    #[error("cannot open /dev/fuse: {source}; FUSE mode needs the kernel's fuse module")]
+    Device {
+        /// Why.
+        source: io::Error,
+    },
+    /// mount(2).
+    #[error("cannot mount on {path}: {source}; FUSE mode needs CAP_SYS_ADMIN")]
+    Mount {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Signals or threads.
+    #[error("cannot start serving {path}: {source}")]
+    Serve {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Opens the device.
+pub(super) fn open_device() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The mount's own directory, links resolved: that is how the kernel will call it.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, FuseError> {
+    let failed = |source| FuseError::Mountpoint { path: path.to_owned(), source };
+    let resolved = match path.canonicalize() {
+        Ok(resolved) => resolved,
+        // A mount whose daemon died cannot be looked at; its parent can.
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            let (parent, name) = path.parent().zip(path.file_name()).ok_or_else(|| failed(error))?;
+            return Ok(parent.canonicalize().map_err(failed)?.join(name));
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    Ok(resolved)
+}
+
+/// Mounts `device` on `path`, an existing directory.
+pub(super) fn mount(device: BorrowedFd<'_>, path: &Path, writable: bool) -> Result<(), FuseError> {
+    let at_path = |source| FuseError::Mountpoint { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(at_path)?.is_dir() {
+        return Err(at_path(io::ErrorKind::NotADirectory.into()));
+    }
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={MAX_READ}",
+        device.as_raw_fd()
+    );
+    let failed = |source: io::Error| FuseError::Mount { path: path.to_owned(), source };
+    let options = CString::new(options).map_err(|e| failed(e.into()))?;
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    if !writable {
+        flags |= MountFlags::RDONLY;
+    }
+    rustix::mount::mount(SOURCE, path, "fuse", flags, options.as_c_str()).map_err(|e| failed(e.into()))
+}
+
+/// Unmounts; a mount that is in use disappears from sight now and ends with its last user.
+pub(super) fn unmount(path: &Path) {
+    match rustix::mount::unmount(path, UnmountFlags::empty()) {
+        // EINVAL: somebody else did.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(rustix::io::Errno::BUSY) => {
+            tracing::warn!("{} is in use: it is detached, and ends with its last user", path.display());
+            if let Err(error) = rustix::mount::unmount(path, UnmountFlags::DETACH) {
+                tracing::error!("cannot detach {}: {error}", path.display());
+            }
+        }
+        Err(error) => tracing::error!("cannot unmount {}: {error}", path.display()),
+    }
+}
+
+/// Minor device number of the topmost FUSE mount on `path`, which names its connection under /sys/fs/fuse.
+pub(super) fn connection(path: &Path) -> Option<u32> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    connection_in(&table, path)
+}
+
+fn connection_in(table: &[u8], path: &Path) -> Option<u32> {
+    let mut found = None;
+    for line in table.split(|b| *b == b'\n') {
+        // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS
+        let mut fields = line.split(|b| *b == b' ');
+        let (Some(device), Some(point)) = (fields.nth(2), fields.nth(1)) else { continue };
+        let kind = fields.skip_while(|f| *f != b"-").nth(1).unwrap_or_default();
+        if unescape(point) != path.as_os_str() || !(kind == b"fuse" || kind.starts_with(b"fuse.")) {
+            continue;
+        }
+        let minor = device.split(|b| *b == b':').nth(1).and_then(|b| std::str::from_utf8(b).ok());
+        found = minor.and_then(|minor| minor.parse().ok());
+    }
+    found
+}
+
+/// Undoes the octal escapes of /proc's mount tables.
+fn unescape(text: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = after.get(..3).filter(|d| *byte == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        let value = digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
+        if let Some(value) = value {
+            out.push(value);
+            rest = after.get(3..).unwrap_or_default();
+        } else {
+            out.push(*byte);
+            rest = after;
+        }
+    }
+    OsString::from_vec(out)
+}
+
+/// Whether a FUSE mount is on `path`, alive or not.
+#[must_use]
+pub fn is_mounted(path: &Path) -> bool {
+    let resolved = resolve(path).unwrap_or_else(|_| path.to_owned());
+    connection(&resolved).is_some()
+}
+
+/// Lets the kernel read ahead as much as one request can carry. A wish: without it reads are only smaller.
+pub(super) fn read_ahead(connection: u32) {
+    let path = format!("/sys/class/bdi/0:{connection}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!("cannot raise {path}: {error}");
+    }
+}
+
+/// Writes to a control file of the connection (`resend`, `flush`), which only some kernels have.
+pub(super) fn control(connection: u32, file: &str) -> io::Result<()> {
+    std::fs::write(Path::new("/sys/fs/fuse/connections").join(connection.to_string()).join(file), "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_tables() {
+        let table = b"1 0 8:1 / / rw - ext4 /dev/vda rw\n\
+            40 1 0:55 / /mnt/a\\040b ro,nosuid shared:3 master:1 - fuse rafs ro,user_id=0\n\
+            41 1 0:56 / /mnt/x rw - fuse.other src rw\n42 1 0:57 / /mnt/x rw - tmpfs tmpfs rw\n\
+            43 1 0:58 / /mnt/x rw - fuse rafs rw\n\nnonsense\n1 2\n";
+        assert_eq!(connection_in(table, Path::new("/mnt/a b")), Some(55));
+        assert_eq!(connection_in(table, Path::new("/mnt/x")), Some(58), "the topmost");
+        assert_eq!(connection_in(table, Path::new("/")), None, "no FUSE mount");
+        assert_eq!(unescape(b"\\1\\0401\\"), OsString::from("\\1 1\\"));
+    }
+}

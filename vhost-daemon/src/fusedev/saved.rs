@@ -1,0 +1,183 @@
+//! What a successor needs to know to serve the same mount: versioned JSON.
+//!
+//! Owns: the form of the state and its limits. It comes back from a supervisor, so it is checked like any other input.
+//! Does not own: how it travels (`handover`), what is done with it (`transport`).
+
+use crate::daemon::{FsKind, MountConfig, MountRequest, StartupConfig};
+use crate::fuse::Agreed;
+use crate::mounts::{MountPath, Place};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Says whose state it is.
+const FORMAT: &str = "rafsd-fuse";
+/// Version of the form; a newer one is refused.
+const VERSION: u32 = 1;
+
+/// The state of a FUSE mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    format: String,
+    version: u32,
+    /// Minor number of the mount's device.
+    pub(super) connection: Option<u32>,
+    /// What INIT agreed on.
+    no_open: bool,
+    no_opendir: bool,
+    pub(super) mounts: Vec<SavedMount>,
+}
+
+/// One mount in the namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedMount {
+    path: String,
+    fs_type: String,
+    source: PathBuf,
+    config: SavedConfig,
+    prefetch_files: Vec<PathBuf>,
+    index: u8,
+    generation: u32,
+}
+
+/// A mount's configuration. With its secrets: the supervisor keeps the state in memory, as the socket's owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum SavedConfig {
+    Text(String),
+    Startup(StartupConfig),
+}
+
+/// Why a state is not understood, or cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum SavedError {
+    #[error("the state is not one of rafsd ({0}); a daemon can take over from its own kind only")]
+    Form(String),
+    #[error("the state has version {0}; this daemon understands {VERSION}: start one that is as new")]
+    Version(u32),
+    #[error("the state names a mount that cannot be: {0}")]
+    Mount(String),
+    #[error("the mount at {0} has no configuration that could be handed over")]
+    NotSaved(String),
+}
+
+impl Saved {
+    pub(super) fn new(connection: Option<u32>, agreed: Agreed, mounts: Vec<SavedMount>) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            connection,
+            no_open: agreed.no_open,
+            no_opendir: agreed.no_opendir,
+            mounts,
+        }
+    }
+
+    pub(super) fn agreed(&self) -> Agreed {
+        Agreed { no_open: self.no_open, no_opendir: self.no_opendir }
+    }
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>, SavedError> {
+        serde_json::to_vec(self).map_err(|e| SavedError::Form(e.to_string()))
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, SavedError> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: String,
+            version: u32,
+        }
+        let head: Head = serde_json::from_slice(bytes).map_err(|e| SavedError::Form(e.to_string()))?;
+        if head.format != FORMAT {
+            return Err(SavedError::Form("it says so itself".to_owned()));
+        }
+        if head.version != VERSION {
+            return Err(SavedError::Version(head.version));
+        }
+        serde_json::from_slice(bytes).map_err(|e| SavedError::Form(e.to_string()))
+    }
+}
+
+impl SavedMount {
+    pub(super) fn new(
+        path: &MountPath,
+        kind: FsKind,
+        source: PathBuf,
+        config: &MountConfig,
+        prefetch_files: &[PathBuf],
+        place: Place,
+    ) -> Result<Self, SavedError> {
+        let config = match config {
+            MountConfig::Text(text) => SavedConfig::Text(text.clone()),
+            MountConfig::Startup(startup) => SavedConfig::Startup(startup.clone()),
+            MountConfig::Ready(_) => return Err(SavedError::NotSaved(path.as_str().to_owned())),
+        };
+        Ok(Self {
+            path: path.as_str().to_owned(),
+            fs_type: kind.name().to_owned(),
+            source,
+            config,
+            prefetch_files: prefetch_files.to_vec(),
+            index: place.index,
+            generation: place.generation,
+        })
+    }
+
+    /// The mount to make again, and its index and generation.
+    pub(super) fn request(&self) -> Result<(MountRequest, u8, u32), SavedError> {
+        let wrong = |what: String| SavedError::Mount(format!("{}: {what}", self.path));
+        let config = match &self.config {
+            SavedConfig::Text(text) => MountConfig::Text(text.clone()),
+            SavedConfig::Startup(startup) => MountConfig::Startup(startup.clone()),
+        };
+        if self.index == 0 {
+            return Err(wrong("index 0".to_owned()));
+        }
+        let request = MountRequest {
+            path: MountPath::parse(&self.path).map_err(|e| wrong(e.to_string()))?,
+            kind: FsKind::parse(&self.fs_type).map_err(|e| wrong(e.to_string()))?,
+            source: self.source.clone(),
+            config,
+            prefetch_files: self.prefetch_files.clone(),
+        };
+        Ok((request, self.index, self.generation))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(config: &MountConfig) -> Result<SavedMount, SavedError> {
+        let path = MountPath::parse("/a/b").unwrap();
+        let place = Place { index: 7, generation: 9, at_root: false };
+        SavedMount::new(&path, FsKind::Rafs, "/image.boot".into(), config, &["/etc".into()], place)
+    }
+
+    #[test]
+    fn what_is_saved_comes_back() {
+        let agreed = Agreed { no_open: false, no_opendir: true };
+        let saved =
+            Saved::new(Some(55), agreed, vec![mount(&MountConfig::Text("{\"device\":1}".into())).unwrap()]);
+        let back = Saved::decode(&saved.encode().unwrap()).unwrap();
+        assert_eq!(back, saved);
+        assert_eq!(back.agreed(), agreed);
+        let (request, index, generation) = back.mounts[0].request().unwrap();
+        assert_eq!((request.path.as_str(), request.kind, index, generation), ("/a/b", FsKind::Rafs, 7, 9));
+        assert!(matches!(request.config, MountConfig::Text(text) if text == "{\"device\":1}"));
+    }
+
+    #[test]
+    fn states_of_others_and_of_the_future_are_refused() {
+        // The reference's own form begins like this.
+        let reference = Saved::decode(&[1, 0, 0x64, 0x86, 0x84, 0x19, 0x10, 7]);
+        assert!(matches!(reference, Err(SavedError::Form(_))));
+        let other = Saved::decode(br#"{"format":"other","version":1}"#);
+        assert!(matches!(other, Err(SavedError::Form(_))));
+        let newer = Saved::decode(br#"{"format":"rafsd-fuse","version":2,"new":true}"#);
+        assert!(matches!(newer, Err(SavedError::Version(2))));
+        let mut bad = mount(&MountConfig::Text(String::new())).unwrap();
+        bad.index = 0;
+        assert!(matches!(bad.request(), Err(SavedError::Mount(_))));
+    }
+}

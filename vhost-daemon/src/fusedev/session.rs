@@ -1,0 +1,225 @@
+//! The threads that serve a mount.
+//!
+//! Owns: their start, their loop, their end; which requests they have in hand. Does not own: buffers and descriptors
+//! (`channel`), mounting.
+
+use super::channel::{Buffers, Channel, Later, Received, channels};
+use super::sys;
+use crate::daemon::Inflight;
+use crate::fuse::abi::op;
+use crate::fuse::{GuestFs, Outcome, Server};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long a stop waits for replies that are still to come.
+const DRAIN_TIME: Duration = Duration::from_secs(30);
+
+/// The request that a thread has in hand: opcode 0 is none.
+#[derive(Debug, Default)]
+struct InHand {
+    unique: AtomicU64,
+    node: AtomicU64,
+    opcode: AtomicU64,
+    since: AtomicU64,
+}
+
+/// What the threads share.
+#[derive(Debug, Default)]
+struct Shared {
+    stopping: AtomicBool,
+    /// Threads that serve.
+    live: AtomicUsize,
+    /// The kernel has agreed on a session.
+    initialized: AtomicBool,
+    in_hand: Vec<InHand>,
+}
+
+/// A mount that is served.
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    later: Arc<Later>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+/// How to serve.
+pub(super) struct Serving<'a, F> {
+    pub(super) device: BorrowedFd<'a>,
+    pub(super) server: &'a Arc<Server<F>>,
+    pub(super) threads: usize,
+    /// One descriptor for all threads: a successor finds what is on its way.
+    pub(super) shared: bool,
+    /// INIT has come and gone with a predecessor.
+    pub(super) initialized: bool,
+    /// Called once when the kernel has agreed on a session, with the agreement made here.
+    pub(super) on_init: Arc<dyn Fn() + Send + Sync>,
+    /// Called once when the mount is gone, whoever unmounted it.
+    pub(super) on_end: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Session {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// Threads or descriptors cannot be had.
+    pub(super) fn start<F: GuestFs + 'static>(serving: &Serving<'_, F>) -> io::Result<Self> {
+        sys::allow_waking()?;
+        let later = Arc::new(Later::default());
+        let channels = channels(serving.device, serving.threads, serving.shared, &later)?;
+        let in_hand = channels.iter().map(|_| InHand::default()).collect();
+        let shared = Arc::new(Shared {
+            initialized: AtomicBool::new(serving.initialized),
+            live: AtomicUsize::new(channels.len()),
+            in_hand,
+            ..Shared::default()
+        });
+        let session = Self { shared: Arc::clone(&shared), later, threads: Mutex::default() };
+        for (at, channel) in channels.into_iter().enumerate() {
+            let worker = Worker {
+                at,
+                channel,
+                shared: Arc::clone(&shared),
+                server: Arc::clone(serving.server),
+                on_init: Arc::clone(&serving.on_init),
+                on_end: Arc::clone(&serving.on_end),
+            };
+            let started = std::thread::Builder::new().name(format!("fuse {at}")).spawn(move || worker.run());
+            match started {
+                Ok(thread) => session.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread),
+                Err(error) => {
+                    shared.live.fetch_sub(1, Ordering::AcqRel);
+                    if at == 0 {
+                        return Err(error);
+                    }
+                    tracing::warn!("only {at} threads serve the mount: {error}");
+                }
+            }
+        }
+        Ok(session)
+    }
+
+    /// Whether the kernel has agreed on a session.
+    pub(super) fn is_initialized(&self) -> bool {
+        self.shared.initialized.load(Ordering::Acquire)
+    }
+
+    /// Ends the threads after the requests they have in hand, and waits for replies that were to come later. The mount
+    /// stays.
+    pub(super) fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A thread that stops the session itself, at the end of the mount, ends soon enough.
+            if thread.thread().id() == std::thread::current().id() {
+                continue;
+            }
+            while !thread.is_finished() {
+                sys::wake(&thread);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let _ = thread.join();
+        }
+        let left = self.later.drain(DRAIN_TIME);
+        if left > 0 {
+            tracing::warn!("{left} requests are still waiting for their store; they are left to a successor");
+        }
+    }
+
+    /// Requests that threads have in hand.
+    pub(super) fn inflight(&self) -> Vec<Inflight> {
+        let all = self.shared.in_hand.iter().filter_map(|hand| {
+            let opcode = hand.opcode.load(Ordering::Acquire);
+            (opcode != 0).then(|| Inflight {
+                inode: hand.node.load(Ordering::Relaxed),
+                opcode: u32::try_from(opcode).unwrap_or(0),
+                unique: hand.unique.load(Ordering::Relaxed),
+                timestamp_secs: hand.since.load(Ordering::Relaxed),
+            })
+        });
+        all.collect()
+    }
+}
+
+/// One thread.
+struct Worker<F> {
+    at: usize,
+    channel: Arc<Channel>,
+    shared: Arc<Shared>,
+    server: Arc<Server<F>>,
+    on_init: Arc<dyn Fn() + Send + Sync>,
+    on_end: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl<F: GuestFs> Worker<F> {
+    fn run(&self) {
+        let mut buffers = Buffers::new();
+        let unmounted = loop {
+            if self.shared.stopping.load(Ordering::Acquire) {
+                break false;
+            }
+            match self.channel.receive(&mut buffers.request) {
+                Ok(Received::Request(len)) => self.serve(&mut buffers, len),
+                Ok(Received::Nothing) => {}
+                Ok(Received::Unmounted) => break true,
+                Err(error) => {
+                    tracing::error!("cannot read from /dev/fuse: {error}");
+                    break true;
+                }
+            }
+        };
+        let last = self.shared.live.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last && unmounted {
+            (self.on_end)();
+        }
+    }
+
+    fn serve(&self, buffers: &mut Buffers, len: usize) {
+        let (request, mut reply) = buffers.reply_to(&self.channel, len);
+        let word =
+            |at: usize| request.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
+        let long =
+            |at: usize| request.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
+        let opcode = word(4);
+        let hand = self.shared.in_hand.get(self.at);
+        if let Some(hand) = hand {
+            hand.unique.store(long(8), Ordering::Relaxed);
+            hand.node.store(long(16), Ordering::Relaxed);
+            hand.since.store(seconds(), Ordering::Relaxed);
+            hand.opcode.store(opcode.into(), Ordering::Release);
+        }
+        let handled = catch_unwind(AssertUnwindSafe(|| self.server.handle_waiting(request, len, &mut reply)));
+        let used = match handled {
+            Ok(Outcome::Replied(used)) => used,
+            Ok(Outcome::Parked | Outcome::Blocks) => 0,
+            Err(_) => {
+                tracing::error!("a request (opcode {opcode}) made its handler panic; it gets EIO");
+                reply.error(libc::EIO)
+            }
+        };
+        let bytes = buffers.reply(used);
+        let agreed = opcode == op::INIT && bytes.get(4..8) == Some(&[0; 4]);
+        self.channel.reply(bytes);
+        if let Some(hand) = hand {
+            hand.opcode.store(0, Ordering::Release);
+        }
+        if agreed && !self.shared.initialized.swap(true, Ordering::AcqRel) {
+            (self.on_init)();
+        }
+    }
+}
+
+/// The present, seconds since 1970.
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}

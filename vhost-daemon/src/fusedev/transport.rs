@@ -1,0 +1,321 @@
+//! A FUSE mount as the daemon's way to its users: mounted, served, stopped, handed over, taken over.
+//!
+//! Owns: [`FuseMount`] and the order of these. Does not own: threads (`session`), the supervisor's socket (`handover`).
+
+use super::channel::Channel;
+use super::handover;
+use super::kernel_mount::{self, FuseError};
+use super::saved::{Saved, SavedMount};
+use super::session::{Serving, Session};
+use crate::daemon::{Daemon, DaemonError, Inflight, Transport, ViewSpec};
+use crate::fuse::abi::init_flag;
+use crate::fuse::{InitLimits, Server};
+use crate::mounts::{MountPath, Namespace, Place};
+use fuse_backend_rs::api::filesystem::{Context, FileSystem};
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// What becomes of requests that a predecessor had read and not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailoverPolicy {
+    /// Nothing: whoever waits for them waits on.
+    None,
+    /// The kernel sends them again.
+    Resend,
+    /// The kernel fails them.
+    Flush,
+}
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct FuseOptions {
+    /// An existing directory.
+    pub mountpoint: PathBuf,
+    /// Threads that serve, 1 ..= 1024.
+    pub threads: usize,
+    /// Mounted read-write, for directories that are passed through.
+    pub writable: bool,
+    /// After a take-over.
+    pub failover: FailoverPolicy,
+    /// Where state and device are handed over.
+    pub supervisor: Option<PathBuf>,
+}
+
+/// A namespace mounted on this host.
+pub struct FuseMount {
+    options: FuseOptions,
+    mountpoint: PathBuf,
+    daemon: Weak<Daemon>,
+    namespace: Arc<Namespace>,
+    server: Arc<Server<Namespace>>,
+    state: Mutex<MountState>,
+    on_end: Arc<dyn Fn() + Send + Sync>,
+}
+
+#[derive(Debug, Default)]
+struct MountState {
+    device: Option<Arc<OwnedFd>>,
+    session: Option<Session>,
+    connection: Option<u32>,
+}
+
+impl std::fmt::Debug for FuseMount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FuseMount").field("mountpoint", &self.mountpoint).finish_non_exhaustive()
+    }
+}
+
+impl FuseMount {
+    /// A mount that is not there yet. `on_end` is called when it is gone, whoever unmounted it.
+    ///
+    /// # Errors
+    ///
+    /// The mountpoint is none, or the daemon's mounts do not fit in a namespace.
+    pub fn new(
+        daemon: &Arc<Daemon>,
+        options: FuseOptions,
+        on_end: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Arc<Self>, DaemonError> {
+        let mountpoint = kernel_mount::resolve(&options.mountpoint)?;
+        let namespace = daemon.open_view(ViewSpec::default())?;
+        let limits = InitLimits { request_queues: 1, flags: init_flag::HAS_RESEND };
+        let server = Arc::new(Server::new(Arc::clone(&namespace), limits));
+        Ok(Arc::new(Self {
+            options,
+            mountpoint,
+            daemon: Arc::downgrade(daemon),
+            namespace,
+            server,
+            state: Mutex::default(),
+            on_end: Arc::new(on_end),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, MountState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Mounts, and serves from here on.
+    ///
+    /// # Errors
+    ///
+    /// See [`FuseError`].
+    pub fn mount(&self) -> Result<(), FuseError> {
+        let device = kernel_mount::open_device().map_err(|source| FuseError::Device { source })?;
+        kernel_mount::mount(device.as_fd(), &self.mountpoint, self.options.writable)?;
+        let mut state = self.state();
+        state.connection = kernel_mount::connection(&self.mountpoint);
+        let device = Arc::new(device);
+        match self.serve(&device, false, state.connection) {
+            Ok(session) => {
+                state.session = Some(session);
+                state.device = Some(device);
+                tracing::info!("mounted on {}", self.mountpoint.display());
+                Ok(())
+            }
+            Err(source) => {
+                kernel_mount::unmount(&self.mountpoint);
+                Err(FuseError::Serve { path: self.mountpoint.clone(), source })
+            }
+        }
+    }
+
+    fn serve(
+        &self,
+        device: &Arc<OwnedFd>,
+        initialized: bool,
+        connection: Option<u32>,
+    ) -> std::io::Result<Session> {
+        let on_init = move || {
+            if let Some(connection) = connection {
+                kernel_mount::read_ahead(connection);
+            }
+        };
+        Session::start(&Serving {
+            device: device.as_fd(),
+            server: &self.server,
+            threads: self.options.threads,
+            shared: self.options.supervisor.is_some(),
+            initialized,
+            on_init: Arc::new(on_init),
+            on_end: Arc::clone(&self.on_end),
+        })
+    }
+
+    /// Unmounts, while requests are still answered, and ends the threads.
+    pub fn unmount(&self) {
+        let (connection, session) = {
+            let mut state = self.state();
+            (state.connection.take(), state.session.take())
+        };
+        if connection.is_some() && kernel_mount::connection(&self.mountpoint) == connection {
+            kernel_mount::unmount(&self.mountpoint);
+            tracing::info!("unmounted {}", self.mountpoint.display());
+        }
+        if let Some(session) = session {
+            session.stop();
+        }
+        self.state().device = None;
+    }
+
+    /// The directory it is mounted on.
+    #[must_use]
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    fn supervisor(&self) -> Result<&Path, DaemonError> {
+        let none = || DaemonError::Upgrade("no --supervisor was given".to_owned());
+        self.options.supervisor.as_deref().ok_or_else(none)
+    }
+
+    fn save(&self, connection: Option<u32>) -> Result<Vec<u8>, DaemonError> {
+        let daemon = self.daemon.upgrade().ok_or(DaemonError::NotReady)?;
+        let places = self.namespace.places();
+        let mut mounts = Vec::new();
+        for mounted in daemon.mounted() {
+            let Some((_, place)) = places.iter().find(|(path, _)| *path == mounted.path) else { continue };
+            let source = PathBuf::from(&mounted.source);
+            let saved = SavedMount::new(
+                &mounted.path,
+                mounted.kind,
+                source,
+                &mounted.origin,
+                &mounted.prefetch_files,
+                *place,
+            );
+            mounts.push(saved.map_err(|e| DaemonError::Upgrade(e.to_string()))?);
+        }
+        let saved = Saved::new(connection, self.server.agreed(), mounts);
+        saved.encode().map_err(|e| DaemonError::Upgrade(e.to_string()))
+    }
+
+    /// Makes the mounts of a predecessor again, each in its place: node ids that the kernel holds stay good.
+    fn restore(&self, saved: &Saved) -> Result<(), DaemonError> {
+        let daemon = self.daemon.upgrade().ok_or(DaemonError::NotReady)?;
+        let mut done: Vec<MountPath> = Vec::new();
+        for mount in &saved.mounts {
+            let restored = mount.request().map_err(|e| DaemonError::Upgrade(e.to_string())).and_then(
+                |(request, index, generation)| {
+                    let at_root = request.path == MountPath::root();
+                    self.namespace.expect(&request.path, Place { index, generation, at_root });
+                    daemon.mount(&request).map(|()| request.path)
+                },
+            );
+            match restored {
+                Ok(path) => done.push(path),
+                Err(error) => {
+                    for path in done {
+                        let _ = daemon.umount(&path);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        self.server.adopt(saved.agreed());
+        Ok(())
+    }
+
+    /// Does with requests on their way what was asked for.
+    fn fail_over(&self, device: &OwnedFd, connection: Option<u32>) {
+        let control = |file| {
+            let connection = connection.ok_or(std::io::ErrorKind::NotFound)?;
+            kernel_mount::control(connection, file)
+        };
+        let done = match self.options.failover {
+            FailoverPolicy::None => Ok(()),
+            FailoverPolicy::Resend => Channel::resend(device.as_fd()).or_else(|_| control("resend")),
+            FailoverPolicy::Flush => control("flush"),
+        };
+        if let Err(error) = done {
+            tracing::warn!(
+                "the kernel cannot {:?} the requests that were on their way ({error}); whoever made them waits",
+                self.options.failover
+            );
+        }
+    }
+}
+
+impl Transport for FuseMount {
+    fn start(&self) -> Result<(), DaemonError> {
+        let mut state = self.state();
+        if state.session.is_some() {
+            return Ok(());
+        }
+        let device = state.device.clone().ok_or(DaemonError::NotReady)?;
+        // First: what these threads read must not be sent a second time.
+        self.fail_over(&device, state.connection);
+        state.session = Some(self.serve(&device, true, state.connection).map_err(DaemonError::Thread)?);
+        tracing::info!("serving {}", self.mountpoint.display());
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), DaemonError> {
+        let session = self.state().session.take();
+        if let Some(session) = session {
+            session.stop();
+        }
+        Ok(())
+    }
+
+    fn send_fd(&self) -> Result<(), DaemonError> {
+        let supervisor = self.supervisor()?;
+        let (device, connection) = {
+            let state = self.state();
+            if !state.session.as_ref().is_some_and(Session::is_initialized) {
+                return Err(DaemonError::NotReady);
+            }
+            (state.device.clone().ok_or(DaemonError::NotReady)?, state.connection)
+        };
+        let saved = self.save(connection)?;
+        handover::send(supervisor, &saved, device.as_fd()).map_err(|e| supervisor_error(supervisor, &e))
+    }
+
+    fn take_over(&self) -> Result<(), DaemonError> {
+        let supervisor = self.supervisor()?;
+        let (saved, device) = handover::receive(supervisor).map_err(|e| supervisor_error(supervisor, &e))?;
+        let saved = Saved::decode(&saved).map_err(|e| DaemonError::Upgrade(e.to_string()))?;
+        self.restore(&saved)?;
+        let mut state = self.state();
+        state.device = Some(Arc::new(device));
+        state.connection = kernel_mount::connection(&self.mountpoint).or(saved.connection);
+        tracing::info!("took over {} with {} mount(s)", self.mountpoint.display(), saved.mounts.len());
+        Ok(())
+    }
+
+    fn inflight(&self) -> Result<Vec<Inflight>, DaemonError> {
+        Ok(self.state().session.as_ref().map(Session::inflight).unwrap_or_default())
+    }
+
+    /// Lets the kernel drop what it kept of names and files below `path`.
+    fn unmounted(&self, path: &MountPath) {
+        let Some(device) = self.state().device.clone() else { return };
+        let ctx = Context { uid: 0, gid: 0, pid: 0 };
+        let mut node = crate::fuse::abi::ROOT_NODE;
+        let mut names = path.as_str().split('/').filter(|name| !name.is_empty()).peekable();
+        while let Some(name) = names.next() {
+            let Ok(c_name) = CString::new(name) else { return };
+            let found = self.namespace.lookup(&ctx, node, &c_name).map_or(0, |entry| entry.inode);
+            // The first name that is gone, or the mount's own.
+            if found == 0 || names.peek().is_none() {
+                Channel::forget_entry(device.as_fd(), node, name.as_bytes());
+                return;
+            }
+            node = found;
+        }
+    }
+}
+
+fn supervisor_error(supervisor: &Path, error: &std::io::Error) -> DaemonError {
+    let kind = match error.kind() {
+        std::io::ErrorKind::NotFound => "NotFound",
+        std::io::ErrorKind::ConnectionRefused => "ConnectionRefused",
+        _ => "Io",
+    };
+    DaemonError::Upgrade(format!(
+        "UpgradeManager(\"StorageBackendError(CreateUnixStream({kind}: {}: {error}))\")",
+        supervisor.display()
+    ))
+}

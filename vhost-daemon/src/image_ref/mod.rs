@@ -1,0 +1,230 @@
+//! `--image`: from the name of a Nydus image to a bootstrap file and a configuration.
+//!
+//! Owns: finding manifest and bootstrap layer, checking them against their digests, and unpacking. Does not own: HTTP
+//! (`rafs_net`), serving.
+
+mod bootstrap;
+mod manifest;
+mod reference;
+
+pub use reference::{Reference, ReferenceError};
+
+use crate::config::{Backend, Config, Environment};
+use crate::mounts::Storage;
+use anyhow::{Context, bail};
+use manifest::{Descriptor, Found};
+use rafs::store::{FetchRequest, Priority, Store};
+use rafs_net::{HttpOptions, NetStore, RegistryOptions, fetch_manifest};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+
+/// Largest bootstrap layer, compressed, bytes.
+const LAYER_MAX: u64 = 512 << 20;
+
+/// An image that is ready to be mounted.
+#[derive(Clone, Debug)]
+pub struct ResolvedImage {
+    /// Its bootstrap, unpacked.
+    pub bootstrap: PathBuf,
+    /// Text of its configuration, V1 or V2 JSON.
+    pub config: String,
+}
+
+/// Finds an image: a directory with an OCI layout, or a reference to a registry. `config`: the text of a configuration
+/// file for it, which may say everything but host and repository.
+///
+/// # Errors
+///
+/// What was asked for, where, and what came back.
+pub fn resolve(image: &str, config: Option<&str>, storage: &Storage) -> anyhow::Result<ResolvedImage> {
+    let layout = Path::new(image);
+    if layout.join("index.json").is_file() {
+        return from_layout(layout, config).with_context(|| format!("--image {image}"));
+    }
+    let reference: Reference = image.parse().with_context(|| format!("--image {image}"))?;
+    from_registry(&reference, config, storage).with_context(|| format!("--image {image}"))
+}
+
+fn from_layout(layout: &Path, config: Option<&str>) -> anyhow::Result<ResolvedImage> {
+    let blobs = layout.join("blobs/sha256");
+    let read = |descriptor: &Descriptor| -> anyhow::Result<Vec<u8>> {
+        let path = blobs.join(descriptor.hex()?);
+        let size = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+        if size > LAYER_MAX {
+            bail!("{} has {size} bytes, more than a manifest or bootstrap layer may have", path.display());
+        }
+        std::fs::read(&path).with_context(|| path.display().to_string())
+    };
+    let index = layout.join("index.json");
+    let text = std::fs::read(&index).with_context(|| index.display().to_string())?;
+    let layer = find_layer(&text, read)?;
+    let bytes = checked(read(&layer)?, &layer)?;
+    let config = match config {
+        Some(text) => text.to_owned(),
+        None => config_json(&json!({"type": "localfs", "localfs": {"dir": blobs}}), &cache_dir()?),
+    };
+    let bootstrap = bootstrap::unpacked(&bytes, &bootstrap_dir(&config)?)?;
+    Ok(ResolvedImage { bootstrap, config })
+}
+
+fn from_registry(
+    reference: &Reference,
+    config: Option<&str>,
+    storage: &Storage,
+) -> anyhow::Result<ResolvedImage> {
+    let config = match config {
+        Some(text) => with_repository(text, reference)?,
+        None => {
+            let section =
+                json!({"scheme": reference.scheme(), "host": reference.host, "repo": reference.repo});
+            config_json(&json!({"type": "registry", "registry": section}), &cache_dir()?)
+        }
+    };
+    let mut parsed = Config::parse(&config)?;
+    parsed.apply(&Environment::of_process());
+    let Backend::Registry(options, http) = &parsed.backend else {
+        bail!(
+            "the configuration's backend is {}; an image of a registry needs \"registry\"",
+            parsed.backend.kind()
+        );
+    };
+    let runtime = storage.net()?;
+    let manifest = |name: &str| fetch_manifest(&runtime, options, http, name);
+    let text = manifest(&reference.version)?;
+    if let Some(hex) = reference.version.strip_prefix("sha256:") {
+        check_digest(&text, hex, "the manifest")?;
+    }
+    let layer = find_layer(&text, |descriptor| Ok(manifest(&descriptor.digest)?))?;
+    let store = NetStore::registry(&runtime, options, http)?;
+    let bytes = fetch_blob(&store, options, http, &layer)?;
+    let bootstrap = bootstrap::unpacked(&bytes, &bootstrap_dir(&config)?)?;
+    Ok(ResolvedImage { bootstrap, config })
+}
+
+/// From an index or manifest to the bootstrap layer; `read` fetches a manifest, which is checked here.
+fn find_layer(
+    text: &[u8],
+    read: impl Fn(&Descriptor) -> anyhow::Result<Vec<u8>>,
+) -> anyhow::Result<Descriptor> {
+    let mut last = None;
+    let candidates = match manifest::parse(text)? {
+        Found::Bootstrap(layer) => return Ok(layer),
+        Found::Manifests(list) => list,
+    };
+    for descriptor in &candidates {
+        let bytes = read(descriptor).with_context(|| format!("manifest {}", descriptor.digest))?;
+        let bytes = checked(bytes, descriptor)?;
+        match manifest::parse(&bytes) {
+            Ok(Found::Bootstrap(layer)) => return Ok(layer),
+            Ok(Found::Manifests(_)) => last = Some(anyhow::anyhow!("an index inside an index")),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("no manifest for linux/{}", manifest::architecture())))
+}
+
+fn checked(bytes: Vec<u8>, descriptor: &Descriptor) -> anyhow::Result<Vec<u8>> {
+    check_digest(&bytes, descriptor.hex()?, &descriptor.digest)?;
+    Ok(bytes)
+}
+
+fn check_digest(bytes: &[u8], hex: &str, what: &str) -> anyhow::Result<()> {
+    let actual: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    if actual != hex {
+        bail!(
+            "{what} has digest {actual}, not what it was asked for by; the registry or what is before it is damaged"
+        );
+    }
+    Ok(())
+}
+
+fn fetch_blob(
+    store: &NetStore,
+    options: &RegistryOptions,
+    http: &HttpOptions,
+    layer: &Descriptor,
+) -> anyhow::Result<Vec<u8>> {
+    if layer.size == 0 || layer.size > LAYER_MAX {
+        bail!("the bootstrap layer {} has {} bytes", layer.digest, layer.size);
+    }
+    let (tx, rx) = mpsc::channel();
+    let request = FetchRequest {
+        object: Arc::from(layer.hex()?),
+        range: 0..layer.size,
+        buffer: Vec::new(),
+        attempt: 0,
+        priority: Priority::Demand,
+    };
+    store.fetch(request, Box::new(move |result| drop(tx.send(result))));
+    let patience = http.deadline.saturating_mul(2);
+    let bytes = rx.recv_timeout(patience).ok().with_context(|| {
+        format!("{} did not deliver the bootstrap layer {} within {patience:?}", options.host, layer.digest)
+    })??;
+    checked(bytes, layer)
+}
+
+/// A configuration with the reference's host and repository in its registry section.
+fn with_repository(text: &str, reference: &Reference) -> anyhow::Result<String> {
+    let mut config: Value = serde_json::from_str(text)
+        .or_else(|_| toml::from_str(text))
+        .map_err(|_| anyhow::anyhow!("the configuration is neither JSON nor TOML"))?;
+    let at = if config.get("version").is_some() { "/backend/registry" } else { "/device/backend/config" };
+    let Some(Value::Object(section)) = config.pointer_mut(at) else {
+        bail!("the configuration has no registry section");
+    };
+    section.insert("host".to_owned(), json!(reference.host));
+    section.insert("repo".to_owned(), json!(reference.repo));
+    section.entry("scheme").or_insert_with(|| json!(reference.scheme()));
+    Ok(config.to_string())
+}
+
+fn config_json(backend: &Value, cache: &Path) -> String {
+    json!({
+        "version": 2,
+        "backend": backend,
+        "cache": {"type": "blobcache", "filecache": {"work_dir": cache}},
+        "rafs": {"mode": "direct", "enable_xattr": true},
+    })
+    .to_string()
+}
+
+/// Where cache files go if nobody says.
+fn cache_dir() -> anyhow::Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("RAFSD_CACHE_DIR") {
+        return Ok(dir.into());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/cache/rafsd"));
+    }
+    let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let base = home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")));
+    base.map(|base| base.join("rafsd")).context("no cache directory: set RAFSD_CACHE_DIR, or say --config")
+}
+
+/// Bootstraps lie beside the cache files.
+fn bootstrap_dir(config: &str) -> anyhow::Result<PathBuf> {
+    match Config::parse(config)?.cache.dir {
+        Some(dir) => Ok(dir.join("bootstraps")),
+        None => Ok(cache_dir()?.join("bootstraps")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_gets_host_and_repository() {
+        let reference: Reference = "reg.example:5000/a/b:v1".parse().unwrap();
+        let v1 = r#"{"device": {"backend": {"type": "registry", "config": {"host": "", "repo": "", "auth": "dTpw"}}}, "mode": "direct"}"#;
+        let v2 = "version = 2\n[backend]\ntype = \"registry\"\n[backend.registry]\nscheme = \"http\"\n";
+        for text in [v1, v2] {
+            let config = Config::parse(&with_repository(text, &reference).unwrap()).unwrap();
+            let Backend::Registry(options, _) = config.backend else { panic!() };
+            assert_eq!((options.host.as_str(), options.repo.as_str()), ("reg.example:5000", "a/b"));
+        }
+        with_repository("version = 2\n", &reference).unwrap_err();
+    }
+}

@@ -1,0 +1,197 @@
+//! What guests ask of one mount, counted: calls, errors, bytes, latencies.
+//!
+//! Owns: the counters and their classes (those of nydusd's `/metrics`). Counting costs a few relaxed additions on a
+//! cache line that few threads share; nothing is allocated or locked. Does not own: how they are shown.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Kinds of calls, in the order of the contract's arrays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+#[allow(missing_docs, reason = "each is the FUSE call of its name")]
+pub enum Op {
+    Getattr = 0,
+    Readlink = 1,
+    Open = 2,
+    Release = 3,
+    Read = 4,
+    Statfs = 5,
+    Getxattr = 6,
+    Listxattr = 7,
+    Opendir = 8,
+    Lookup = 9,
+    Readdir = 10,
+    Readdirplus = 11,
+    Access = 12,
+    Forget = 13,
+    BatchForget = 14,
+}
+
+/// Kinds of calls.
+pub const OPS: usize = 15;
+/// Names of the kinds, in order.
+pub const OP_NAMES: [&str; OPS] = [
+    "getattr",
+    "readlink",
+    "open",
+    "release",
+    "read",
+    "statfs",
+    "getxattr",
+    "listxattr",
+    "opendir",
+    "lookup",
+    "readdir",
+    "readdirplus",
+    "access",
+    "forget",
+    "batch_forget",
+];
+/// Classes of read sizes and of read latencies.
+pub const CLASSES: usize = 8;
+/// Upper bounds of the size classes, bytes, exclusive; the last class has none.
+pub const SIZE_BOUNDS: [u64; CLASSES - 1] =
+    [1 << 10, 4 << 10, 16 << 10, 64 << 10, 128 << 10, 512 << 10, 1 << 20];
+/// Upper bounds of the latency classes, microseconds, inclusive; the last class has none.
+pub const LATENCY_BOUNDS_US: [u64; CLASSES - 1] = [200, 1_000, 20_000, 50_000, 500_000, 1_000_000, 2_000_000];
+/// Ring workers that count at the same time without meeting; more of them share.
+const SHARDS: usize = 8;
+
+/// The counters of one mount.
+#[derive(Debug, Default)]
+pub struct OpCounters([Shard; SHARDS]);
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    hits: [AtomicU64; OPS],
+    errors: [AtomicU64; OPS],
+    read_bytes: AtomicU64,
+    sizes: [AtomicU64; CLASSES],
+    latencies: [AtomicU64; CLASSES],
+    /// Nanoseconds, so that reads of a microsecond add up.
+    read_nanos: AtomicU64,
+}
+
+/// The sum of all shards at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpTotals {
+    /// Calls of each kind that were answered, failures included.
+    pub hits: [u64; OPS],
+    /// Those that failed.
+    pub errors: [u64; OPS],
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Reads by size class.
+    pub sizes: [u64; CLASSES],
+    /// Reads by latency class.
+    pub latencies: [u64; CLASSES],
+    /// What all reads took together, microseconds.
+    pub read_micros: u64,
+}
+
+thread_local! {
+    static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// The shard of this thread: threads take them in turn.
+fn shard_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    SHARD.with(|shard| {
+        if shard.get() == usize::MAX {
+            shard.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
+        }
+        shard.get()
+    })
+}
+
+impl OpCounters {
+    #[inline]
+    fn shard(&self) -> &Shard {
+        // The number is below SHARDS; the fallback is never taken.
+        self.0.get(shard_number()).unwrap_or(&self.0[0])
+    }
+
+    /// Counts a call that ended.
+    #[inline]
+    pub fn count(&self, op: Op, failed: bool) {
+        let shard = self.shard();
+        add(shard.hits.get(op as usize), 1);
+        if failed {
+            add(shard.errors.get(op as usize), 1);
+        }
+    }
+
+    /// Counts a READ that ended: its bytes, or `None` if it failed.
+    #[inline]
+    pub fn read(&self, bytes: Option<usize>, took: Duration) {
+        let shard = self.shard();
+        add(shard.hits.get(Op::Read as usize), 1);
+        let Some(bytes) = bytes else {
+            add(shard.errors.get(Op::Read as usize), 1);
+            return;
+        };
+        let bytes = bytes as u64;
+        shard.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let size = SIZE_BOUNDS.iter().position(|bound| bytes < *bound).unwrap_or(CLASSES - 1);
+        add(shard.sizes.get(size), 1);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let micros = nanos / 1000;
+        let latency = LATENCY_BOUNDS_US.iter().position(|bound| micros <= *bound).unwrap_or(CLASSES - 1);
+        add(shard.latencies.get(latency), 1);
+        shard.read_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn totals(&self) -> OpTotals {
+        let mut sum = OpTotals::default();
+        let mut nanos = 0u64;
+        for shard in &self.0 {
+            merge(&mut sum.hits, &shard.hits);
+            merge(&mut sum.errors, &shard.errors);
+            merge(&mut sum.sizes, &shard.sizes);
+            merge(&mut sum.latencies, &shard.latencies);
+            sum.read_bytes = sum.read_bytes.wrapping_add(shard.read_bytes.load(Ordering::Relaxed));
+            nanos = nanos.wrapping_add(shard.read_nanos.load(Ordering::Relaxed));
+        }
+        sum.read_micros = nanos / 1000;
+        sum
+    }
+}
+
+#[inline]
+fn add(counter: Option<&AtomicU64>, n: u64) {
+    if let Some(counter) = counter {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+fn merge(to: &mut [u64], from: &[AtomicU64]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = to.wrapping_add(from.load(Ordering::Relaxed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_those_of_the_contract() {
+        let counters = OpCounters::default();
+        for (bytes, micros) in [(1023, 200), (1024, 201), (4096, 1_001), (1 << 20, 2_000_001)] {
+            counters.read(Some(bytes), Duration::from_micros(micros));
+        }
+        counters.read(None, Duration::ZERO);
+        counters.count(Op::Lookup, true);
+        let totals = counters.totals();
+        assert_eq!(totals.sizes, [1, 1, 1, 0, 0, 0, 0, 1]);
+        assert_eq!(totals.latencies, [1, 1, 1, 0, 0, 0, 0, 1]);
+        assert_eq!((totals.hits[4], totals.errors[4], totals.hits[9], totals.errors[9]), (5, 1, 1, 1));
+        assert_eq!(totals.read_bytes, 1023 + 1024 + 4096 + (1 << 20));
+        assert_eq!(totals.read_micros, 200 + 201 + 1_001 + 2_000_001);
+    }
+}

@@ -1,0 +1,137 @@
+//! Which mount gets which index, the top byte of its node ids.
+//!
+//! Owns: the choice. It is a function of the mount's path where possible, so that node ids are the same after a restart.
+//! An index that something else had is given again last, and the one that has rested longest first: a guest may hold
+//! node ids of a mount for as long as it likes after the mount is gone. Does not own: mounts.
+
+/// The index of a mount at `/`.
+const ROOT_INDEX: u8 = 1;
+/// Indexes there are: 1 ..= 255.
+const INDEXES: usize = 255;
+
+/// What became of each index so far.
+#[derive(Debug)]
+pub(super) struct Indexes {
+    slots: Vec<Slot>,
+    clock: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    /// Who has it, or had it last.
+    owner: Option<Owner>,
+    taken: bool,
+    /// When it was given back.
+    freed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Owner {
+    path: String,
+    identity: Option<u64>,
+}
+
+impl Indexes {
+    pub(super) fn new() -> Self {
+        Self { slots: vec![Slot::default(); INDEXES], clock: 0 }
+    }
+
+    /// An index for `path`; `None` when all are taken.
+    pub(super) fn take(&mut self, path: &str, identity: Option<u64>) -> Option<u8> {
+        let owner = Owner { path: path.to_owned(), identity };
+        let order = || {
+            let first = usize::from(preferred(path)) - 1;
+            (0..INDEXES).map(move |n| (first + n) % INDEXES)
+        };
+        let slot = |at: usize| self.slots.get(at);
+        let same = order().find(|at| {
+            slot(*at).is_some_and(|s| !s.taken && identity.is_some() && s.owner.as_ref() == Some(&owner))
+        });
+        let fresh = || order().find(|at| slot(*at).is_some_and(|s| s.owner.is_none()));
+        let rested = || {
+            let free = order().filter(|at| slot(*at).is_some_and(|s| !s.taken));
+            free.min_by_key(|at| slot(*at).map_or(u64::MAX, |s| s.freed))
+        };
+        let at = same.or_else(fresh).or_else(rested)?;
+        let slot = self.slots.get_mut(at)?;
+        slot.owner = Some(owner);
+        slot.taken = true;
+        u8::try_from(at + 1).ok()
+    }
+
+    /// Takes one index; false when it is taken or there is no such.
+    pub(super) fn take_exactly(&mut self, index: u8, path: &str, identity: Option<u64>) -> bool {
+        let slot = self.slots.get_mut(usize::from(index).wrapping_sub(1)).filter(|slot| !slot.taken);
+        let Some(slot) = slot else { return false };
+        slot.owner = Some(Owner { path: path.to_owned(), identity });
+        slot.taken = true;
+        true
+    }
+
+    /// Undoes [`Indexes::free`] when nothing else was taken since.
+    pub(super) fn retake(&mut self, index: u8) {
+        if let Some(slot) = self.slots.get_mut(usize::from(index).wrapping_sub(1)) {
+            slot.taken = true;
+        }
+    }
+
+    /// Gives an index back.
+    pub(super) fn free(&mut self, index: u8) {
+        self.clock += 1;
+        if let Some(slot) = self.slots.get_mut(usize::from(index).wrapping_sub(1)) {
+            slot.taken = false;
+            slot.freed = self.clock;
+        }
+    }
+}
+
+/// Where the search for an index begins.
+fn preferred(path: &str) -> u8 {
+    if path == "/" {
+        return ROOT_INDEX;
+    }
+    let hash = super::pseudo::hash(0, path.as_bytes());
+    // 2 ..= 255: the root's own is left to it as long as possible.
+    u8::try_from(hash % 254).unwrap_or(0).saturating_add(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_after_a_restart_and_for_the_same_image() {
+        let take = || {
+            let mut indexes = Indexes::new();
+            ["/", "/a", "/rafs/1/lowerdir"].map(|path| indexes.take(path, Some(7)).unwrap())
+        };
+        assert_eq!(take(), take());
+        assert_eq!(take()[0], 1);
+        let mut indexes = Indexes::new();
+        let first = indexes.take("/a", Some(7)).unwrap();
+        indexes.free(first);
+        assert_eq!(indexes.take("/a", Some(7)), Some(first), "the same image again");
+        indexes.free(first);
+        let other = indexes.take("/a", Some(8)).unwrap();
+        assert_ne!(other, first, "guests may still hold nodes of the one before");
+        indexes.free(other);
+        let nameless = indexes.take("/a", None).unwrap();
+        indexes.free(nameless);
+        assert_ne!(indexes.take("/a", None), Some(nameless));
+    }
+
+    #[test]
+    fn all_255_and_then_the_longest_rested() {
+        let mut indexes = Indexes::new();
+        let mut taken: Vec<u8> = (0..255).map(|n| indexes.take(&format!("/{n}"), Some(n)).unwrap()).collect();
+        assert_eq!(indexes.take("/more", Some(1)), None);
+        for index in [9, 200, 30] {
+            indexes.free(index);
+        }
+        assert_eq!(indexes.take("/more", Some(1)), Some(9));
+        assert_eq!(indexes.take("/more2", Some(1)), Some(200));
+        taken.sort_unstable();
+        taken.dedup();
+        assert_eq!(taken.len(), 255);
+    }
+}

@@ -1,0 +1,250 @@
+//! Locks: POSIX locks by owner, and those of flock(2) by open file.
+//!
+//! Owns: what holds them on the host, and requests that wait for one. A POSIX lock of a guest's owner is a lock of an
+//! open file on the host, one open file an owner, so that guests, and the host, see each other's. Nobody's thread waits:
+//! one thread tries waiting requests again, at once when a lock was dropped here, and every few milliseconds for those
+//! that somebody else drops. Does not own: the wire.
+
+use super::files::OpenFile;
+use super::inodes::Inode;
+use super::sys::{Range, ofd_lock};
+use super::{Passthrough, os};
+use crate::fuse::abi::FileLock;
+use crate::fuse::{LockReply, LockRequest, LockVerb, ParkedRead, ReadIo};
+use rustix::fs::FlockOperation;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Requests that may wait at once.
+const WAITING_MAX: usize = 4096;
+/// How often waiting requests are tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+
+/// What a lock is taken on.
+#[derive(Debug)]
+enum Target {
+    Posix(Arc<OwnedFd>, Range),
+    Flock(Arc<OpenFile>, FlockOperation),
+}
+
+impl Target {
+    /// Takes or drops it. `EAGAIN` when somebody else holds it.
+    fn set(&self) -> io::Result<()> {
+        match self {
+            Self::Posix(fd, range) => ofd_lock(fd.as_fd(), true, *range).map(drop),
+            Self::Flock(file, operation) => Ok(rustix::fs::flock(&file.fd, *operation)?),
+        }
+    }
+}
+
+/// A request that waits.
+struct Waiter {
+    unique: u64,
+    target: Target,
+    parked: Box<dyn ParkedRead>,
+}
+
+/// Requests that wait for a lock.
+#[derive(Default)]
+pub(super) struct Waiters {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Waiter>,
+    running: bool,
+}
+
+impl std::fmt::Debug for Waiters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiters").field("waiting", &self.state().waiting.len()).finish_non_exhaustive()
+    }
+}
+
+impl Waiters {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(self: &Arc<Self>, waiter: Waiter) -> Result<(), Waiter> {
+        let mut state = self.state();
+        if state.waiting.len() >= WAITING_MAX {
+            return Err(waiter);
+        }
+        state.waiting.push(waiter);
+        if !state.running {
+            // The thread is there only while somebody waits.
+            let waiters = Arc::clone(self);
+            match thread::Builder::new().name("locks".to_owned()).spawn(move || waiters.run()) {
+                Ok(_) => state.running = true,
+                Err(error) => {
+                    tracing::warn!("cannot start the thread that waits for locks: {error}");
+                    return state.waiting.pop().map_or(Ok(()), Err);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self) {
+        let mut state = self.state();
+        while !state.waiting.is_empty() {
+            let mut still = Vec::new();
+            let mut done = Vec::new();
+            for waiter in std::mem::take(&mut state.waiting) {
+                match waiter.target.set() {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => still.push(waiter),
+                    Err(e) => done.push((waiter, Err(e.raw_os_error().unwrap_or(libc::EIO)))),
+                    Ok(()) => done.push((waiter, Ok(0))),
+                }
+            }
+            state.waiting = still;
+            if done.is_empty() {
+                state = self.changed.wait_timeout(state, TRY_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            drop(state);
+            for (waiter, result) in done {
+                waiter.parked.finish(result);
+            }
+            state = self.state();
+        }
+        state.running = false;
+    }
+
+    /// A lock was dropped: somebody may get it now.
+    pub(super) fn look(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Ends the wait of request `unique`.
+    pub(super) fn interrupt(&self, unique: u64) {
+        let mut state = self.state();
+        let Some(index) = state.waiting.iter().position(|waiter| waiter.unique == unique) else { return };
+        let waiter = state.waiting.swap_remove(index);
+        drop(state);
+        waiter.parked.finish(Err(libc::EINTR));
+    }
+
+    /// Ends every wait.
+    pub(super) fn clear(&self) {
+        let waiting = std::mem::take(&mut self.state().waiting);
+        for waiter in waiting {
+            waiter.parked.finish(Err(libc::EINTR));
+        }
+        self.look();
+    }
+}
+
+impl Passthrough {
+    pub(super) fn lock_file(&self, request: &LockRequest, io: &mut dyn ReadIo) -> io::Result<LockReply> {
+        let inode = self.inode(request.node)?;
+        let target = if request.flock {
+            if request.verb == LockVerb::Get {
+                return Err(os(libc::EINVAL));
+            }
+            let operation = match i32::try_from(request.lock.kind) {
+                Ok(libc::F_RDLCK) => FlockOperation::NonBlockingLockShared,
+                Ok(libc::F_WRLCK) => FlockOperation::NonBlockingLockExclusive,
+                Ok(libc::F_UNLCK) => FlockOperation::NonBlockingUnlock,
+                _ => return Err(os(libc::EINVAL)),
+            };
+            Target::Flock(self.files.get(request.handle, &inode)?, operation)
+        } else {
+            let range = range(&request.lock)?;
+            let fd = self.owner_fd(&inode, request.owner)?;
+            if request.verb == LockVerb::Get {
+                let found = ofd_lock(fd.as_fd(), false, range)?;
+                return Ok(LockReply::Holder(holder(found)));
+            }
+            Target::Posix(fd, range)
+        };
+        match target.set() {
+            Ok(()) => {
+                self.waiters.look();
+                Ok(LockReply::Done)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && request.verb == LockVerb::SetWait => {
+                let parked = io.park().ok_or_else(|| os(libc::EAGAIN))?;
+                if let Err(waiter) = self.waiters.wait(Waiter { unique: request.unique, target, parked }) {
+                    waiter.parked.finish(Err(libc::ENOLCK));
+                }
+                Ok(LockReply::Parked)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The open file that holds the locks of `owner`.
+    fn owner_fd(&self, inode: &Inode, owner: u64) -> io::Result<Arc<OwnedFd>> {
+        let mut locks = inode.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fd) = locks.get(&owner) {
+            return Ok(Arc::clone(fd));
+        }
+        if inode.kind != libc::S_IFREG {
+            return Err(os(libc::EINVAL));
+        }
+        let fd = inode.open(&self.proc, libc::O_RDWR).or_else(|_| inode.open(&self.proc, libc::O_RDONLY))?;
+        let fd = Arc::new(fd);
+        locks.insert(owner, Arc::clone(&fd));
+        Ok(fd)
+    }
+
+    /// Drops all POSIX locks of `owner` on a node.
+    pub(super) fn drop_locks(&self, inode: &Inode, owner: u64) {
+        let mut locks = inode.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fd) = locks.remove(&owner) {
+            drop(locks);
+            // A request of the same owner that waits holds the descriptor too.
+            let all = Range { kind: F_UNLCK, start: 0, len: 0, pid: 0 };
+            let _ = ofd_lock(fd.as_fd(), true, all);
+            self.waiters.look();
+        }
+    }
+}
+
+const F_RDLCK: i16 = 0;
+const F_WRLCK: i16 = 1;
+const F_UNLCK: i16 = 2;
+
+fn range(lock: &FileLock) -> io::Result<Range> {
+    let kind = match lock.kind {
+        0 => F_RDLCK,
+        1 => F_WRLCK,
+        2 => F_UNLCK,
+        _ => return Err(os(libc::EINVAL)),
+    };
+    let start = i64::try_from(lock.start).map_err(|_| os(libc::EINVAL))?;
+    let to_the_end = lock.end >= i64::MAX.cast_unsigned();
+    let len = if to_the_end {
+        0
+    } else {
+        let last = i64::try_from(lock.end).map_err(|_| os(libc::EINVAL))?;
+        last.checked_sub(start).filter(|len| *len >= 0).ok_or_else(|| os(libc::EINVAL))? + 1
+    };
+    Ok(Range { kind, start, len, pid: 0 })
+}
+
+fn holder(found: Range) -> FileLock {
+    let kind = u32::try_from(found.kind).unwrap_or(2);
+    if found.kind == F_UNLCK {
+        return FileLock { start: 0, end: 0, kind, pid: 0 };
+    }
+    let start = found.start.cast_unsigned();
+    let end = if found.len == 0 {
+        i64::MAX.cast_unsigned()
+    } else {
+        start.saturating_add(found.len.cast_unsigned()) - 1
+    };
+    // The holder is known to the host alone; its pid says nothing to a guest.
+    FileLock { start, end, kind, pid: u32::try_from(found.pid).unwrap_or(0) }
+}

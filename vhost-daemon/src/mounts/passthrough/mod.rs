@@ -1,0 +1,545 @@
+//! A directory of the host as a guest's file system, read and written.
+//!
+//! Owns: what each call does to the host's files. A guest names files by node and single name only; names are never
+//! followed through symlinks, so that nothing outside of the directory can be reached, whatever the guest or the host
+//! changes meanwhile. Permissions are checked by the guest's kernel; what a guest's user makes belongs to that user.
+//! Does not own: the wire, threads.
+//!
+//! fuse-backend-rs has a file system of this kind; ours exists because that one opens a file for each read where OPEN
+//! is not sent, knows no locks, O_TMPFILE, statx or copy_file_range, and cannot tell its caller what would block.
+//!
+//! One value belongs to one guest: references that the guest's kernel holds on nodes are counted here, and the end of
+//! its session drops them all.
+
+mod backend;
+mod changes;
+mod files;
+mod inodes;
+mod listing;
+mod locks;
+mod sys;
+
+use crate::fuse::abi::{self, init_flag};
+use crate::fuse::{
+    Change, Changed, FileOp, GuestFs, LockReply, LockRequest, PlusSink, ReadAt, ReadIo, ReadStart, WriteAt,
+    WriteIo,
+};
+use crate::mounts::rafs_mount::{empty_stat, empty_statfs};
+use crate::mounts::{INODE_BITS, INODE_MASK, Place};
+pub use backend::PassthroughBackend;
+use files::Files;
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+};
+use inodes::{Inode, Inodes, ROOT, stat_fd};
+use locks::Waiters;
+use rustix::fs::{Mode, OFlags, Statx, StatxFlags};
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Largest xattr value and list of names, bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
+const XATTR_MAX: usize = 65_536;
+/// Descriptors that nodes may hold before file handles are used.
+const FD_BUDGET: usize = 8192;
+
+/// How a directory is passed through.
+#[derive(Clone, Debug)]
+pub struct PassthroughOptions {
+    /// Where it is shown.
+    pub place: Place,
+    /// How long guests may keep names and attributes. The host may change files too, so short.
+    pub timeout: Duration,
+    /// Whether locks are taken on the host, where other guests and the host see them. If not, a guest's locks are its
+    /// own: its kernel does not ask.
+    pub shared_locks: bool,
+    /// Whether mounts below the directory are told to the guest as such (device numbers of their own).
+    pub announce_submounts: bool,
+    /// Descriptors that nodes may hold before they are held by file handles.
+    pub fd_budget: usize,
+}
+
+impl Default for PassthroughOptions {
+    fn default() -> Self {
+        Self {
+            place: Place { index: 1, generation: 0, at_root: true },
+            timeout: Duration::from_secs(1),
+            shared_locks: false,
+            announce_submounts: true,
+            fd_budget: FD_BUDGET,
+        }
+    }
+}
+
+/// Why a directory cannot be passed through.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PassthroughError {
+    /// The directory.
+    #[error("cannot open directory {path}: {source}")]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// /proc is needed to reopen files.
+    #[error("cannot open /proc/self/fd ({source}); /proc must be mounted to pass a directory through")]
+    Proc {
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A directory that is passed through.
+#[derive(Debug)]
+pub struct Passthrough {
+    options: PassthroughOptions,
+    inodes: Inodes,
+    files: Files,
+    waiters: Arc<Waiters>,
+    proc: DirFd,
+}
+
+/// /proc/self/fd.
+#[derive(Debug)]
+struct DirFd(Arc<OwnedFd>);
+
+impl DirFd {
+    fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
+        let flags = OFlags::from_bits_retain(flags.cast_unsigned()) | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(self.0.as_fd(), fd.as_raw_fd().to_string(), flags, Mode::empty())?)
+    }
+}
+
+/// An error that is an errno.
+fn os(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+/// A path that names what `fd` does, symlinks themselves included.
+fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Refuses what is not one name.
+fn single(name: &CStr) -> io::Result<&CStr> {
+    match name.to_bytes() {
+        b"" | b"." | b".." => Err(os(libc::EINVAL)),
+        bytes if bytes.contains(&b'/') => Err(os(libc::EINVAL)),
+        _ => Ok(name),
+    }
+}
+
+impl Passthrough {
+    /// Shows the directory `root` (`O_PATH`).
+    fn new(root: Arc<OwnedFd>, proc: Arc<OwnedFd>, options: PassthroughOptions) -> Self {
+        let inodes = Inodes::new(root, options.fd_budget);
+        Self { options, inodes, files: Files::default(), waiters: Waiters::new(), proc: DirFd(proc) }
+    }
+
+    /// Ends what waits for a lock.
+    fn end_waits(&self) {
+        self.waiters.clear();
+    }
+
+    /// Nodes that the guest holds references on, the root aside; descriptors that they hold; open files.
+    #[must_use]
+    pub fn usage(&self) -> (usize, usize, usize) {
+        (self.inodes.len(), self.inodes.descriptors(), self.files.len())
+    }
+
+    /// What guests see as inode number.
+    fn shown(&self, number: u64) -> u64 {
+        u64::from(self.options.place.index) << INODE_BITS | number
+    }
+
+    fn node(&self, number: u64) -> u64 {
+        if number == ROOT && self.options.place.at_root { abi::ROOT_NODE } else { self.shown(number) }
+    }
+
+    fn inode(&self, node: u64) -> io::Result<Arc<Inode>> {
+        if node == abi::ROOT_NODE && self.options.place.at_root {
+            return Ok(Arc::clone(self.inodes.root()));
+        }
+        if node >> INODE_BITS != u64::from(self.options.place.index) {
+            return Err(os(libc::ENOENT));
+        }
+        self.inodes.get(node & INODE_MASK)
+    }
+
+    fn directory(&self, node: u64) -> io::Result<Arc<Inode>> {
+        let inode = self.inode(node)?;
+        if inode.kind == libc::S_IFDIR { Ok(inode) } else { Err(os(libc::ENOTDIR)) }
+    }
+
+    fn entry(&self, inode: &Inode, stat: &Statx) -> Entry {
+        Entry {
+            inode: self.node(inode.number),
+            generation: self.options.place.generation.into(),
+            attr: self.stat(inode, stat),
+            attr_flags: self.flags_of(inode),
+            attr_timeout: self.options.timeout,
+            entry_timeout: self.options.timeout,
+        }
+    }
+
+    fn flags_of(&self, inode: &Inode) -> u32 {
+        if inode.submount && self.options.announce_submounts { abi::attr_flag::SUBMOUNT } else { 0 }
+    }
+
+    fn stat(&self, inode: &Inode, from: &Statx) -> libc::stat64 {
+        let mut stat = empty_stat();
+        stat.st_ino = self.shown(inode.number);
+        stat.st_mode = u32::from(from.stx_mode);
+        stat.st_nlink = u64::from(from.stx_nlink);
+        stat.st_uid = from.stx_uid;
+        stat.st_gid = from.stx_gid;
+        stat.st_rdev = libc::makedev(from.stx_rdev_major, from.stx_rdev_minor);
+        stat.st_size = i64::try_from(from.stx_size).unwrap_or(i64::MAX);
+        stat.st_blksize = i64::from(from.stx_blksize);
+        stat.st_blocks = i64::try_from(from.stx_blocks).unwrap_or(i64::MAX);
+        (stat.st_mtime, stat.st_mtime_nsec) = (from.stx_mtime.tv_sec, i64::from(from.stx_mtime.tv_nsec));
+        (stat.st_atime, stat.st_atime_nsec) = (from.stx_atime.tv_sec, i64::from(from.stx_atime.tv_nsec));
+        (stat.st_ctime, stat.st_ctime_nsec) = (from.stx_ctime.tv_sec, i64::from(from.stx_ctime.tv_nsec));
+        stat
+    }
+
+    /// Attributes of a node, through its open file if there is one.
+    fn stat_node(&self, inode: &Inode, handle: Option<u64>) -> io::Result<Statx> {
+        match handle.map(|handle| self.files.get(handle, inode)) {
+            Some(Ok(file)) => stat_fd(file.fd.as_fd()),
+            _ => stat_fd(inode.fd()?.as_fd()),
+        }
+    }
+
+    /// The open file of a request, or one opened for it: guests that were told that OPEN is not needed send none.
+    fn file(&self, inode: &Arc<Inode>, handle: u64, flags: i32) -> io::Result<Arc<files::OpenFile>> {
+        if handle != 0 {
+            return self.files.get(handle, inode);
+        }
+        let fd = inode.open(&self.proc, flags)?;
+        Ok(Arc::new(files::OpenFile::new(inode, fd)))
+    }
+
+    fn read_from(&self, read: &ReadAt, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
+        let inode = self.inode(read.node)?;
+        match inode.kind {
+            libc::S_IFREG => {}
+            libc::S_IFDIR => return Err(os(libc::EISDIR)),
+            _ => return Err(os(libc::EINVAL)),
+        }
+        let len = usize::try_from(read.size).map_err(|_| os(libc::EINVAL))?;
+        if len > io.room() {
+            return Err(os(libc::EINVAL));
+        }
+        let file = self.file(&inode, read.handle, libc::O_RDONLY)?;
+        let fd = file.fd.as_fd();
+        if !read.may_wait {
+            let n = io.read_nowait(0, fd, read.offset, len)?;
+            // Short because of the end of the file, or because the rest is not in memory?
+            let end = read.offset.saturating_add(n as u64);
+            let at_end = n < len && end >= stat_fd(fd)?.stx_size;
+            return Ok(if n == len || at_end { ReadStart::Done(n) } else { ReadStart::Blocks });
+        }
+        let mut done = 0;
+        while done < len {
+            match io.read_wait(done, fd, read.offset + done as u64, len - done) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(ReadStart::Done(done))
+    }
+
+    fn write_to(&self, write: &WriteAt, io: &mut dyn WriteIo) -> io::Result<u32> {
+        let inode = self.inode(write.node)?;
+        if inode.kind != libc::S_IFREG {
+            return Err(os(libc::EINVAL));
+        }
+        let file = self.file(&inode, write.handle, libc::O_WRONLY)?;
+        let len = usize::try_from(write.size).map_err(|_| os(libc::EINVAL))?;
+        sys::killing_suidgid(write.kill_suidgid, || {
+            let mut done = 0;
+            while done < len {
+                match io.write_to(done, len - done, file.fd.as_fd(), write.offset + done as u64) {
+                    Ok(0) => break,
+                    Ok(n) => done += n,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) if done == 0 => return Err(e),
+                    Err(_) => break,
+                }
+            }
+            u32::try_from(done).map_err(|_| os(libc::EIO))
+        })
+    }
+}
+
+impl GuestFs for Passthrough {
+    fn start_read(&self, _ctx: &Context, read: &ReadAt, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
+        self.read_from(read, io)
+    }
+
+    fn list_plus(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        handle: u64,
+        offset: u64,
+        sink: &mut dyn PlusSink,
+    ) -> io::Result<()> {
+        self.list_with_attributes(inode, handle, offset, sink)
+    }
+
+    fn stateless_open(&self) -> bool {
+        false
+    }
+
+    fn attr_flags(&self, inode: u64) -> u32 {
+        self.inode(inode).map_or(0, |inode| self.flags_of(&inode))
+    }
+
+    fn wanted_flags(&self) -> u64 {
+        let mut flags = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS;
+        if self.options.shared_locks {
+            flags |= init_flag::POSIX_LOCKS | init_flag::FLOCK_LOCKS;
+        }
+        flags
+    }
+
+    fn read_only(&self, _node: u64) -> bool {
+        false
+    }
+
+    fn change(&self, ctx: &Context, change: &Change<'_>) -> io::Result<Changed> {
+        self.apply(ctx, change)
+    }
+
+    fn write_file(&self, _ctx: &Context, write: &WriteAt, io: &mut dyn WriteIo) -> io::Result<u32> {
+        self.write_to(write, io)
+    }
+
+    fn file_op(&self, _ctx: &Context, node: u64, op: &FileOp) -> io::Result<()> {
+        self.on_file(node, op)
+    }
+
+    fn lock(&self, _ctx: &Context, lock: &LockRequest, io: &mut dyn ReadIo) -> io::Result<LockReply> {
+        self.lock_file(lock, io)
+    }
+
+    fn interrupt(&self, unique: u64) {
+        self.waiters.interrupt(unique);
+    }
+
+    fn statx(
+        &self,
+        _ctx: &Context,
+        node: u64,
+        handle: Option<u64>,
+        _mask: u32,
+    ) -> io::Result<(abi::Statx, Duration)> {
+        let inode = self.inode(node)?;
+        let from = self.stat_node(&inode, handle)?;
+        let time =
+            |t: rustix::fs::StatxTimestamp| abi::SxTime { sec: t.tv_sec, nsec: t.tv_nsec, reserved: 0 };
+        let stat = abi::Statx {
+            mask: from.stx_mask & (StatxFlags::BASIC_STATS | StatxFlags::BTIME).bits(),
+            blksize: from.stx_blksize,
+            attributes: from.stx_attributes.bits(),
+            nlink: from.stx_nlink,
+            uid: from.stx_uid,
+            gid: from.stx_gid,
+            mode: from.stx_mode,
+            ino: self.shown(inode.number),
+            size: from.stx_size,
+            blocks: from.stx_blocks,
+            attributes_mask: from.stx_attributes_mask.bits(),
+            atime: time(from.stx_atime),
+            btime: time(from.stx_btime),
+            ctime: time(from.stx_ctime),
+            mtime: time(from.stx_mtime),
+            rdev_major: from.stx_rdev_major,
+            rdev_minor: from.stx_rdev_minor,
+            ..abi::Statx::default()
+        };
+        Ok((stat, self.options.timeout))
+    }
+}
+
+impl FileSystem for Passthrough {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn init(&self, _capable: FsOptions) -> io::Result<FsOptions> {
+        Ok(FsOptions::empty())
+    }
+
+    fn destroy(&self) {
+        self.waiters.clear();
+        self.files.clear();
+        self.inodes.clear();
+    }
+
+    fn lookup(&self, _ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let dir = self.directory(parent)?;
+        match name.to_bytes() {
+            b"." => {
+                if dir.number != ROOT {
+                    let (inode, stat) = self.inodes.add(&self.proc, None, self.path_fd(&dir)?)?;
+                    return Ok(self.entry(&inode, &stat));
+                }
+                return Ok(self.entry(&dir, &stat_fd(dir.fd()?.as_fd())?));
+            }
+            // Upwards may be outside by now: the host can move a directory away from under a guest.
+            b".." => return Err(os(libc::ESTALE)),
+            _ => {}
+        }
+        match self.inodes.look_up(&self.proc, &dir, single(name)?) {
+            Ok((inode, stat)) => Ok(self.entry(&inode, &stat)),
+            // A miss the guest may keep, for as long as it keeps names.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(Entry { entry_timeout: self.options.timeout, ..Entry::default() })
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn forget(&self, _ctx: &Context, inode: u64, count: u64) {
+        if inode >> INODE_BITS == u64::from(self.options.place.index) {
+            self.inodes.forget(inode & INODE_MASK, count);
+        }
+    }
+
+    fn getattr(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        handle: Option<u64>,
+    ) -> io::Result<(libc::stat64, Duration)> {
+        let inode = self.inode(inode)?;
+        let stat = self.stat_node(&inode, handle)?;
+        Ok((self.stat(&inode, &stat), self.options.timeout))
+    }
+
+    fn readlink(&self, _ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
+        let inode = self.inode(inode)?;
+        if inode.kind != libc::S_IFLNK {
+            return Err(os(libc::EINVAL));
+        }
+        Ok(rustix::fs::readlinkat(inode.fd()?.as_fd(), c"", Vec::new())?.into_bytes())
+    }
+
+    fn open(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        let inode = self.inode(inode)?;
+        match inode.kind {
+            libc::S_IFREG => {}
+            libc::S_IFDIR => return Err(os(libc::EISDIR)),
+            _ => return Err(os(libc::ENXIO)),
+        }
+        let kill = fuse_flags & abi::OPEN_KILL_SUIDGID != 0;
+        let fd = sys::killing_suidgid(kill, || inode.open(&self.proc, flags.cast_signed()))?;
+        let handle = self.files.add(files::OpenFile::new(&inode, fd));
+        Ok((Some(handle), OpenOptions::empty(), None))
+    }
+
+    fn opendir(&self, _ctx: &Context, inode: u64, _flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        let dir = self.directory(inode)?;
+        self.inodes.know_device(&dir);
+        let fd = dir.open(&self.proc, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let handle = self.files.add(files::OpenFile::new(&dir, fd));
+        Ok((Some(handle), OpenOptions::empty()))
+    }
+
+    fn readdir(
+        &self,
+        _ctx: &Context,
+        inode: u64,
+        handle: u64,
+        _size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list_names(inode, handle, offset, add_entry)
+    }
+
+    fn getxattr(&self, _ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        let inode = self.inode(inode)?;
+        let fd = inode.fd()?;
+        let path = proc_path(fd.as_fd());
+        if size == 0 {
+            let len = rustix::fs::getxattr_query(path, name)?;
+            return Ok(GetxattrReply::Count(u32::try_from(len).map_err(|_| os(libc::E2BIG))?));
+        }
+        let mut value = vec![0; usize::try_from(size).unwrap_or(XATTR_MAX).min(XATTR_MAX)];
+        let len = rustix::fs::getxattr(path, name, value.as_mut_slice())?;
+        value.truncate(len);
+        Ok(GetxattrReply::Value(value))
+    }
+
+    fn listxattr(&self, _ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        let inode = self.inode(inode)?;
+        let fd = inode.fd()?;
+        let path = proc_path(fd.as_fd());
+        if size == 0 {
+            let len = rustix::fs::listxattr_query(path)?;
+            return Ok(ListxattrReply::Count(u32::try_from(len).map_err(|_| os(libc::E2BIG))?));
+        }
+        let mut names = vec![0; usize::try_from(size).unwrap_or(XATTR_MAX).min(XATTR_MAX)];
+        let len = rustix::fs::listxattr(path, names.as_mut_slice())?;
+        names.truncate(len);
+        Ok(ListxattrReply::Names(names))
+    }
+
+    fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<libc::statvfs64> {
+        let inode = self.inode(inode)?;
+        let from = rustix::fs::fstatvfs(inode.fd()?.as_fd())?;
+        let mut st = empty_statfs(ctx)?;
+        st.f_bsize = from.f_bsize;
+        st.f_frsize = from.f_frsize;
+        st.f_blocks = from.f_blocks;
+        st.f_bfree = from.f_bfree;
+        st.f_bavail = from.f_bavail;
+        st.f_files = from.f_files;
+        st.f_ffree = from.f_ffree;
+        st.f_namemax = from.f_namemax;
+        Ok(st)
+    }
+
+    /// Guests check permissions themselves and ask only if they were not told to.
+    fn access(&self, _ctx: &Context, inode: u64, _mask: u32) -> io::Result<()> {
+        self.inode(inode).map(drop)
+    }
+
+    fn lseek(&self, _ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
+        let inode = self.inode(inode)?;
+        let file = self.file(&inode, handle, libc::O_RDONLY)?;
+        let to = match whence.cast_signed() {
+            libc::SEEK_DATA => rustix::fs::SeekFrom::Data(offset),
+            libc::SEEK_HOLE => rustix::fs::SeekFrom::Hole(offset),
+            _ => return Err(os(libc::EINVAL)),
+        };
+        // The descriptor's own position, which this moves, is used by nothing else: directories have none of this.
+        Ok(rustix::fs::seek(file.fd.as_fd(), to)?)
+    }
+}
+
+impl Passthrough {
+    /// An `O_PATH` descriptor of a node for keeps.
+    fn path_fd(&self, inode: &Inode) -> io::Result<OwnedFd> {
+        match inode.fd()? {
+            inodes::NodeFd::Opened(fd) => Ok(fd),
+            inodes::NodeFd::Kept(fd) => Ok(fd.try_clone_to_owned()?),
+        }
+    }
+}
