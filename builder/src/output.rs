@@ -1,7 +1,8 @@
-//! Files that appear under their name only when they are complete, and then are on the disk.
+//! Files that appear under their name only when they are complete.
 //!
 //! Owns: unnamed temporary files, giving them a name, writing through FIFOs and devices. Does not own: what
-//! is written. A build that is killed leaves nothing behind; where the file system has no unnamed files it
+//! is written, nor when it reaches the disk (`create --sync`): waiting for that would be most of a build's time. A build
+//! that is killed leaves nothing behind; where the file system has no unnamed files it
 //! may leave a `.rafs-image-*` file, never one under the final name.
 
 use crate::error::BuildError;
@@ -11,10 +12,6 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
-
-/// So many bytes are sent on their way to the disk while more are written, so that the end has little to wait for.
-const SYNC_STEP: u64 = 64 << 20;
 
 /// An output file while it is written.
 #[derive(Debug)]
@@ -23,10 +20,6 @@ pub(crate) struct Output {
     /// What it will be called; a directory when the name is decided at the end.
     path: PathBuf,
     kind: Kind,
-    /// Bytes written since the last step towards the disk.
-    unsynced: u64,
-    /// That step. It shares the open file, so an error that it sees is seen nowhere else.
-    syncing: Option<JoinHandle<io::Result<()>>>,
 }
 
 #[derive(Debug)]
@@ -54,13 +47,7 @@ impl Output {
                     .write(true)
                     .open(path)
                     .map_err(BuildError::io("open for writing", path))?;
-                return Ok(Self {
-                    file,
-                    path: path.to_path_buf(),
-                    kind: Kind::Stream,
-                    unsynced: 0,
-                    syncing: None,
-                });
+                return Ok(Self { file, path: path.to_path_buf(), kind: Kind::Stream });
             }
             if !kind.is_file() {
                 let source = io::Error::from(io::ErrorKind::IsADirectory);
@@ -91,13 +78,7 @@ impl Output {
     fn open(path: PathBuf, dir: PathBuf) -> Result<Self, BuildError> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         if let Ok(fd) = rustix::fs::openat(CWD, &dir, flags, Mode::from_raw_mode(0o666)) {
-            return Ok(Self {
-                file: File::from(fd),
-                path,
-                kind: Kind::Unnamed { dir },
-                unsynced: 0,
-                syncing: None,
-            });
+            return Ok(Self { file: File::from(fd), path, kind: Kind::Unnamed { dir } });
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".rafs-image-");
@@ -106,7 +87,7 @@ impl Output {
         let mode = 0o666 & !umask();
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))
             .map_err(BuildError::io("set the mode of", &temporary))?;
-        Ok(Self { file, path, kind: Kind::Named { temporary }, unsynced: 0, syncing: None })
+        Ok(Self { file, path, kind: Kind::Named { temporary } })
     }
 
     /// The final name, or the directory it will be in.
@@ -121,44 +102,7 @@ impl Output {
 
     /// Appends.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
-        self.file.write_all(bytes).map_err(|e| BuildError::io("write", &self.path)(e))?;
-        self.unsynced += bytes.len() as u64;
-        if self.unsynced >= SYNC_STEP && !matches!(self.kind, Kind::Stream) {
-            self.begin_sync()?;
-        }
-        Ok(())
-    }
-
-    /// Starts a step towards the disk unless one is under way.
-    fn begin_sync(&mut self) -> Result<(), BuildError> {
-        if self.syncing.as_ref().is_some_and(|step| !step.is_finished()) {
-            return Ok(());
-        }
-        self.end_sync()?;
-        // Without another descriptor or thread the end waits longer, no more.
-        if let Ok(file) = self.file.try_clone() {
-            self.syncing =
-                std::thread::Builder::new().name("sync".to_owned()).spawn(move || file.sync_data()).ok();
-        }
-        self.unsynced = 0;
-        Ok(())
-    }
-
-    fn end_sync(&mut self) -> Result<(), BuildError> {
-        match self.syncing.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result.map_err(|e| BuildError::io("write", &self.path)(e)),
-            Some(Err(_)) => Err(BuildError::io("write", &self.path)(io::Error::other("a thread panicked"))),
-        }
-    }
-
-    /// Waits until all of it is on the disk, as far as the file system has such a thing.
-    fn sync(&mut self) -> Result<(), BuildError> {
-        self.end_sync()?;
-        match self.file.sync_all() {
-            Err(e) if e.kind() != io::ErrorKind::InvalidInput => Err(BuildError::io("write", &self.path)(e)),
-            _ => Ok(()),
-        }
+        self.file.write_all(bytes).map_err(|e| BuildError::io("write", &self.path)(e))
     }
 
     /// Gives the file its name, replacing what is there.
@@ -180,11 +124,8 @@ impl Output {
         self.commit_as(path, false)
     }
 
-    fn commit_as(mut self, path: PathBuf, replace: bool) -> Result<PathBuf, BuildError> {
+    fn commit_as(self, path: PathBuf, replace: bool) -> Result<PathBuf, BuildError> {
         let failed = BuildError::io::<io::Error>;
-        if !matches!(self.kind, Kind::Stream) {
-            self.sync()?;
-        }
         match self.kind {
             Kind::Stream => return Ok(self.path),
             Kind::Named { temporary } => {
@@ -210,20 +151,7 @@ impl Output {
                 }
             }
         }
-        sync_directory(&path)?;
         Ok(path)
-    }
-}
-
-/// Makes the name of `path` last.
-fn sync_directory(path: &Path) -> Result<(), BuildError> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    match File::open(dir).and_then(|dir| dir.sync_all()) {
-        // Directories that may be written but not read, and file systems without such a thing.
-        Err(e) if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied) => {
-            Err(BuildError::io("write the directory", dir)(e))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -269,20 +197,6 @@ mod tests {
         output.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(entries(dir.path()), ["out"]);
-    }
-
-    #[test]
-    fn large_files_go_to_the_disk_in_steps() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("out");
-        let mut output = Output::create(&path).unwrap();
-        let block = vec![7; 16 << 20];
-        for _ in 0..9 {
-            output.write(&block).unwrap();
-        }
-        assert!(output.syncing.is_some() && output.unsynced < SYNC_STEP);
-        output.commit().unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 9 * (16 << 20));
     }
 
     #[test]

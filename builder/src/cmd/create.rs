@@ -14,7 +14,7 @@ use crate::rebuild;
 use anyhow::Context as _;
 use options::Wanted;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Make an image from a directory or a tar archive.
@@ -154,6 +154,10 @@ pub(super) struct CreateArgs {
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 
+    /// End only when all outputs have reached the disk, so that a power failure does not take them
+    #[arg(long)]
+    sync: bool,
+
     /// Write a report for programs to FILE
     #[arg(short = 'J', long, value_name = "FILE")]
     output_json: Option<PathBuf>,
@@ -184,6 +188,9 @@ pub(super) fn run(args: &CreateArgs, bar: &Bar) -> anyhow::Result<()> {
     if let Some(path) = &args.output_json {
         write_json(&options, &report, path)?;
     }
+    if args.sync {
+        args.sync_outputs()?;
+    }
     tracing::info!(
         "successfully built RAFS filesystem: \nmeta blob path: {}\ndata blob size: {:#x}\ndata blobs: {:?}",
         report.bootstrap.display(),
@@ -191,6 +198,25 @@ pub(super) fn run(args: &CreateArgs, bar: &Bar) -> anyhow::Result<()> {
         report.blobs,
     );
     Ok(())
+}
+
+impl CreateArgs {
+    /// Waits for the disks behind all outputs. One wait for everything costs less than one a file.
+    fn sync_outputs(&self) -> anyhow::Result<()> {
+        let files = [&self.bootstrap, &self.blob, &self.external_blob, &self.output_json];
+        let parent = |file: &PathBuf| file.parent().map(Path::to_path_buf);
+        let dirs = [&self.blob_dir, &self.blob_cache_dir].into_iter().flatten().cloned();
+        for mut dir in files.into_iter().flatten().filter_map(parent).chain(dirs) {
+            if dir.as_os_str().is_empty() {
+                dir.push(".");
+            }
+            let opened = std::fs::File::open(&dir);
+            opened
+                .and_then(|opened| Ok(rustix::fs::syncfs(opened)?))
+                .with_context(|| format!("--sync: wait for the disk of {}", dir.display()))?;
+        }
+        Ok(())
+    }
 }
 
 fn write_json(options: &CreateOptions, report: &CreateReport, path: &std::path::Path) -> anyhow::Result<()> {
