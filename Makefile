@@ -71,6 +71,8 @@ bench: deps bench-peer ## Cost of a request, rafsd beside virtiofsd end to end, 
 	$(CARGO) build --release -q -p rafsd -p rafs-builder -p guest-tests
 	target/release/bench-virtio
 	target/release/bench-create
+	target/release/bench-guests
+	target/release/bench-fuse
 
 .PHONY: bench-peer
 bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer

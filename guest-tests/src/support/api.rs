@@ -212,3 +212,30 @@ impl ApiDaemon {
         serde_json::json!({"fs_type": "rafs", "source": bootstrap, "config": config.to_string()}).to_string()
     }
 }
+
+/// One request on a connection of its own; an empty `body` is none. Status and body of the answer.
+///
+/// # Errors
+/// When nobody listens on `socket`, or the answer breaks the rules of the contract.
+pub fn call(socket: &Path, method: &str, target: &str, body: &str) -> Result<(u16, String)> {
+    let answer = Connection::open(socket)?.call(method, target, (!body.is_empty()).then_some(body))?;
+    Ok((answer.status, answer.body))
+}
+
+/// Waits until the daemon reports `state`.
+///
+/// # Errors
+/// When it does not within half a minute.
+pub fn wait_for_state(socket: &Path, state: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut last = String::new();
+    while Instant::now() < deadline {
+        match call(socket, "GET", "/api/v1/daemon", "") {
+            Ok((200, body)) if body.contains(&format!("\"state\":\"{state}\"")) => return Ok(()),
+            Ok((status, body)) => last = format!("{status} {body}"),
+            Err(error) => last = format!("{error:#}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bail!("the daemon on {} does not become {state}: {last}", socket.display())
+}

@@ -65,6 +65,19 @@ impl Daemon {
         Self::start(command, dir, socket).context("starting rafsd")
     }
 
+    /// `rafsd` serving one image as the configuration file says, with further arguments.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn rafsd_with(bootstrap: &Path, config: &Path, more: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let socket = dir.path().join("fs.sock");
+        let mut command = Command::new(binaries::ours("rafsd")?);
+        command.arg("virtiofs").arg("--sock").arg(&socket).arg("--bootstrap").arg(bootstrap);
+        command.arg("--config").arg(config).args(["--queues", "1"]).args(more);
+        Self::start(command, dir, socket).context("starting rafsd")
+    }
+
     /// The peer serving `shared`, or None where it is not installed.
     ///
     /// # Errors

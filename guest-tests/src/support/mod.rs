@@ -7,3 +7,4 @@ pub mod image;
 pub mod process;
 pub mod random;
 pub mod served;
+pub mod supervisor;

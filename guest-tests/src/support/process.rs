@@ -95,6 +95,16 @@ impl Process {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).context("sending SIGTERM")
     }
 
+    /// Sends SIGKILL and waits.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// What it uses now.
     ///
     /// # Errors

@@ -298,7 +298,8 @@ impl BlobCache {
                 break;
             }
             self.hand.store(chunk.saturating_add(1), Ordering::Relaxed);
-            if !is_live(chunk) {
+            let live = is_live(chunk);
+            if !live && !marked {
                 continue;
             }
             let mut hot = false;
@@ -309,7 +310,10 @@ impl BlobCache {
             if hot && !marked {
                 continue;
             }
-            if let Some((offset, len)) = extents(chunk) {
+            if let Some((offset, len)) = extents(chunk)
+                // Written, but a crash or a race came before the map: nobody else would ever find it.
+                && (live || self.has_data_at(offset))
+            {
                 victims.push((chunk, offset, len));
                 freed = freed.saturating_add(len);
             }

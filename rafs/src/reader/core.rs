@@ -57,6 +57,8 @@ pub(super) struct Core {
     pub index: OnceLock<Index>,
     /// Somebody makes the index.
     pub indexing: AtomicBool,
+    /// A trace says what comes next: nothing else is guessed.
+    pub replaying: AtomicBool,
     digests: OnceLock<DigestIndex>,
     v5_summaries: OnceLock<Vec<V5Summary>>,
 }
@@ -117,6 +119,7 @@ impl Core {
             counters: hub.metrics.store(&store_key),
             index: OnceLock::new(),
             indexing: AtomicBool::new(false),
+            replaying: AtomicBool::new(false),
             hub,
             image,
             store,
@@ -224,7 +227,7 @@ impl Core {
                 }
             }
         }
-        if self.remote {
+        if self.remote && !self.replaying.load(Ordering::Relaxed) {
             self.widen(&touches, &mut planned);
         }
         self.launch(planned, MERGE_MAX);

@@ -142,6 +142,7 @@ impl Drop for Engine {
 }
 
 /// Work for a fetch thread.
+#[allow(clippy::large_enum_variant, reason = "nearly all of it is of the large kind")]
 pub(super) enum Work {
     /// Of an image.
     Of(Arc<Core>, Job),

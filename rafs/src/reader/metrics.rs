@@ -225,7 +225,8 @@ impl StoreCounters {
             Ok(bytes) => {
                 let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
                 let ends = STORE_LATENCY_BUCKETS_MS.iter();
-                let bucket = ends.clone().position(|&end| ms <= end).unwrap_or(ends.len());
+                let bucket =
+                    ends.clone().position(|&end| ms <= end).unwrap_or(STORE_LATENCY_BUCKETS_MS.len());
                 if let Some(bucket) = self.latency.get(bucket) {
                     add(bucket, 1);
                 }

@@ -201,7 +201,7 @@ impl Core {
                 touched.chunk,
                 touched.touch,
                 touched.missed,
-                touched.ceiling,
+                (touched.ceiling, self.image.chunk_size()),
                 look,
             );
             for n in picked {

@@ -107,6 +107,9 @@ struct Wanted {
 
 impl Prefetcher {
     pub fn new(core: Arc<Core>, what: Prefetch, stop: Arc<AtomicBool>) -> Self {
+        if what.trace.is_some() {
+            core.replaying.store(true, Ordering::Relaxed);
+        }
         Self {
             core,
             what,
@@ -130,7 +133,10 @@ impl Prefetcher {
         if let Some(trace) = self.what.trace.take() {
             self.trace(&trace);
             self.flush();
+            // What the guest reads beyond the trace may be guessed again once all of it is here.
+            self.wait_for_all();
         }
+        self.core.replaying.store(false, Ordering::Relaxed);
         if self.what.image_list {
             let list = self.core.image.prefetch_list();
             for number in list {
@@ -148,6 +154,14 @@ impl Prefetcher {
         }
         self.flush();
         tracing::debug!(took = ?begun.elapsed(), image = self.core.image.name(), "prefetch has asked for everything");
+    }
+
+    fn wait_for_all(&self) {
+        let mut state = self.window.state();
+        while state.0 > 0 && !self.is_stopped() {
+            let waited = self.window.changed.wait_timeout(state, PAUSE * 4);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     fn find(&self, path: &[u8]) -> Option<Inode> {

@@ -11,17 +11,23 @@ use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// First window around a file, plain bytes.
-const FIRST_WINDOW: u64 = 128 << 10;
+const FIRST_WINDOW: u64 = 256 << 10;
 /// Speculation that is free, plain bytes.
-const CREDIT: u64 = 1 << 20;
+const CREDIT: u64 = 2 << 20;
 /// Speculation that was not read yet may be so many percent of what was read.
-const CREDIT_PERCENT: u64 = 60;
+const CREDIT_PERCENT: u64 = 88;
 /// Readers that are told apart.
 const STREAMS_MAX: usize = 8;
 /// Chunks that a reader in order may leave out.
 const GAP_MAX: u32 = 4;
 /// Neighbours that are looked at.
 const SCAN_MAX: u32 = 512;
+/// Larger chunks are parts of large files, which are read for themselves and not for their neighbours, plain bytes.
+const SMALL: u32 = 256 << 10;
+/// Read of a directory before large files in it are guessed.
+const LARGE: u64 = 1 << 20;
+/// Bytes read after which half of what was known of guesses is forgotten.
+const MEMORY: u64 = 8 << 20;
 /// Directories that are remembered.
 const RUNS_MAX: usize = 1 << 16;
 
@@ -43,6 +49,8 @@ struct Bits {
 #[derive(Debug, Default)]
 struct State {
     totals: Totals,
+    /// What happened lately counts more.
+    recent: Totals,
     streams: VecDeque<Stream>,
     runs: HashMap<u32, Totals>,
 }
@@ -57,6 +65,11 @@ struct Totals {
 }
 
 impl Totals {
+    /// Whether guessing beyond a directory is worth it, as far as can be told.
+    fn pays(&self) -> bool {
+        self.guessed < CREDIT || self.used >= self.guessed / 3
+    }
+
     fn unread(&self) -> u64 {
         self.guessed.saturating_sub(self.used)
     }
@@ -118,14 +131,14 @@ impl Ahead {
     }
 
     /// Chunks to fetch because `chunk` is read for the first time. `missed`: somebody has to wait for it. `ceiling`: most
-    /// bytes beside it. `look` knows the blob's chunks.
+    /// bytes beside it; `full`: plain bytes of a chunk that its file goes on after. `look` knows the blob's chunks.
     pub fn plan(
         &self,
         count: u32,
         chunk: u32,
         touch: Touch,
         missed: bool,
-        ceiling: u64,
+        (ceiling, full): (u64, u32),
         look: impl Fn(u32) -> Option<Neighbour>,
     ) -> Vec<u32> {
         let Some(own) = look(chunk) else { return Vec::new() };
@@ -139,6 +152,11 @@ impl Ahead {
             }
         };
         account(&mut state.totals);
+        account(&mut state.recent);
+        if state.recent.touched > MEMORY {
+            let Totals { touched, guessed, used } = state.recent;
+            state.recent = Totals { touched: touched / 2, guessed: guessed / 2, used: used / 2 };
+        }
         if state.runs.len() >= RUNS_MAX {
             state.runs.clear();
         }
@@ -146,40 +164,53 @@ impl Ahead {
             account(state.runs.entry(home).or_default());
         }
         let unread = state.totals.unread();
+        let pays = state.recent.pays();
         let credit = (CREDIT + state.totals.touched / 100 * CREDIT_PERCENT).saturating_sub(unread);
         let mut picker = Picker { bits, look: &look, credit, picked: Vec::new() };
         let stream = follow(&mut state.streams, chunk, u64::from(own.plain));
-        if stream.consumed > 0 {
-            let window = stream.consumed.min(ceiling);
+        // Who reads the start of a large file mostly goes on.
+        let window = if own.plain >= full { stream.consumed.max(own.stored.into()) } else { stream.consumed };
+        // What is here by other means was fetched for a reason of its own.
+        if window > 0 && (missed || touch == Touch::Guessed) {
+            let window = window.min(ceiling);
             if stream.ahead <= chunk {
                 stream.ahead = chunk.saturating_add(1);
             }
             let here = picker.stored(chunk.saturating_add(1)..=stream.ahead.saturating_sub(1));
             if here <= window / 2 {
-                stream.ahead = picker.forward(stream.ahead, window - here, None);
+                stream.ahead = picker.forward(stream.ahead, window - here, None, u32::MAX);
             }
         }
-        if let Some(home) = own.home {
+        let known = own.home.and_then(|home| state.runs.get(&home)).copied().unwrap_or_default();
+        // Large files beside large files, where those before were.
+        let large = known.touched >= LARGE
+            && (known.guessed < 2 * LARGE || known.used >= known.guessed / 4)
+            && state.totals.guessed / 2 <= state.totals.touched;
+        let most = if large { u32::MAX } else { SMALL };
+        if let Some(home) = own.home.filter(|_| own.plain <= most) {
             let run = state.runs.entry(home).or_default();
-            let window = match run.guessed {
-                0 => FIRST_WINDOW,
-                guessed if run.used >= guessed / 2 => FIRST_WINDOW.max(run.touched.saturating_mul(2)),
-                guessed if guessed >= 2 * FIRST_WINDOW && run.used < guessed / 4 => 0,
-                _ => FIRST_WINDOW,
-            }
-            .min(ceiling);
-            let wanted = missed || (touch == Touch::Guessed && run.unread() < window / 2);
+            // As much as was read of it, and as much again: what is guessed here is often read only in the end.
+            let window =
+                FIRST_WINDOW.max(run.touched.saturating_mul(2)).saturating_sub(run.unread()).min(ceiling);
+            let wanted = missed || (touch == Touch::Guessed && run.unread() < run.touched);
             if wanted && window > 0 {
                 let before = picker.total();
-                picker.forward(chunk.saturating_add(1), window, Some(home));
+                picker.forward(chunk.saturating_add(1), window, Some(home), most);
                 let rest = window.saturating_sub(picker.total().saturating_sub(before));
-                picker.backward(chunk, rest, home);
+                picker.backward(chunk, rest, home, most);
+                // Directories in a row are often read in a row.
+                if missed {
+                    let most = if pays { ceiling } else { FIRST_WINDOW.min(ceiling) };
+                    let rest = most.saturating_sub(picker.total().saturating_sub(before));
+                    picker.forward(chunk.saturating_add(1), rest, None, SMALL);
+                }
             }
         }
         let picked = picker.picked;
         for &(chunk, neighbour) in &picked {
             bits.guessed.set(chunk);
             state.totals.guessed += u64::from(neighbour.plain);
+            state.recent.guessed += u64::from(neighbour.plain);
             if let Some(home) = neighbour.home {
                 state.runs.entry(home).or_default().guessed += u64::from(neighbour.plain);
             }
@@ -219,9 +250,13 @@ impl<L: Fn(u32) -> Option<Neighbour>> Picker<'_, L> {
         chunks.take(SCAN_MAX as usize).filter_map(|c| (self.look)(c)).map(|n| u64::from(n.stored)).sum()
     }
 
+    fn is_new(&self, chunk: u32, neighbour: Neighbour) -> bool {
+        neighbour.absent && !self.bits.guessed.get(chunk) && !self.picked.iter().any(|(c, _)| *c == chunk)
+    }
+
     /// Takes a chunk if that makes sense. `None`: no more.
     fn take(&mut self, chunk: u32, neighbour: Neighbour) -> Option<()> {
-        if !neighbour.absent || self.bits.guessed.get(chunk) || self.picked.iter().any(|(c, _)| *c == chunk) {
+        if !self.is_new(chunk, neighbour) {
             return Some(());
         }
         self.credit = self.credit.checked_sub(neighbour.plain.into())?;
@@ -230,14 +265,21 @@ impl<L: Fn(u32) -> Option<Neighbour>> Picker<'_, L> {
     }
 
     /// From `chunk` on until `window` stored bytes, or the end of the directory. Where it stopped.
-    fn forward(&mut self, chunk: u32, window: u64, home: Option<u32>) -> u32 {
+    fn forward(&mut self, chunk: u32, window: u64, home: Option<u32>, most: u32) -> u32 {
+        let in_order = home.is_none() && most == u32::MAX;
         let mut seen = 0u64;
         for at in chunk..chunk.saturating_add(SCAN_MAX) {
             let Some(neighbour) = (self.look)(at) else { return at };
             if home.is_some() && neighbour.home != home {
                 return at;
             }
-            seen = seen.saturating_add(neighbour.stored.into());
+            if neighbour.plain > most {
+                continue;
+            }
+            // A reader in order has what is here already before it; elsewhere only what is new counts.
+            if in_order || self.is_new(at, neighbour) {
+                seen = seen.saturating_add(neighbour.stored.into());
+            }
             // One chunk is taken even if it is larger than the window, when it is not by much.
             let fits = seen <= window || (at == chunk && seen <= window.saturating_mul(2));
             if !fits || self.take(at, neighbour).is_none() {
@@ -247,11 +289,16 @@ impl<L: Fn(u32) -> Option<Neighbour>> Picker<'_, L> {
         chunk.saturating_add(SCAN_MAX)
     }
 
-    fn backward(&mut self, chunk: u32, window: u64, home: u32) {
+    fn backward(&mut self, chunk: u32, window: u64, home: u32, most: u32) {
         let mut seen = 0u64;
         for at in (chunk.saturating_sub(SCAN_MAX)..chunk).rev() {
             let Some(neighbour) = (self.look)(at) else { return };
-            seen = seen.saturating_add(neighbour.stored.into());
+            if neighbour.plain > most {
+                continue;
+            }
+            if self.is_new(at, neighbour) {
+                seen = seen.saturating_add(neighbour.stored.into());
+            }
             if neighbour.home != Some(home) || seen > window || self.take(at, neighbour).is_none() {
                 return;
             }
@@ -292,7 +339,7 @@ mod tests {
                 Some(Neighbour { plain: SIZE, stored: SIZE / 2, home: Some(c / 20), absent })
             };
             if touch != Touch::Known {
-                for c in self.ahead.plan(COUNT, chunk, touch, missed, 1 << 20, look) {
+                for c in self.ahead.plan(COUNT, chunk, touch, missed, (1 << 20, u32::MAX), look) {
                     assert!(!self.here.borrow()[c as usize], "{c} is here already");
                     self.here.borrow_mut()[c as usize] = true;
                     self.fetched += 1;
@@ -342,7 +389,7 @@ mod tests {
         };
         for chunk in 0..100 {
             let touch = ahead.touch(COUNT, chunk);
-            assert!(ahead.plan(COUNT, chunk, touch, true, 0, look).is_empty());
+            assert!(ahead.plan(COUNT, chunk, touch, true, (0, SIZE), look).is_empty());
         }
         assert_eq!(ahead.touch(COUNT, 5), Touch::Known);
     }

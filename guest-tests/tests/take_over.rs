@@ -1,0 +1,419 @@
+//! `rafsd fuse` as operators and the snapshotter use it: mounted and unmounted, upgraded and replaced under load.
+//!
+//! Needs /dev/fuse and the right to mount; without them nothing can be shown and the tests say so.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests")]
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use guest_tests::support::api::{call, wait_for_state};
+use guest_tests::support::binaries::ours;
+use guest_tests::support::image::Image;
+use guest_tests::support::process::Process;
+use guest_tests::support::random::Random;
+use guest_tests::support::supervisor::{Kept, Supervisor};
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// When a mount is torn down under a test that hangs.
+const WATCHDOG: Duration = Duration::from_secs(100);
+const FILES: u64 = 4;
+const FILE_SIZE: u64 = 3 << 20;
+
+fn possible() -> bool {
+    let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !possible {
+        eprintln!("skipped: no /dev/fuse, or not root");
+    }
+    possible
+}
+
+/// An image, its source, and a place to mount it.
+struct Setting {
+    source: TempDir,
+    image: Image,
+    dir: TempDir,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let source = tempfile::tempdir().unwrap();
+        let mut random = Random::new(5);
+        for file in 0..FILES {
+            let words = (0..FILE_SIZE / 8).flat_map(|_| random.next().to_le_bytes());
+            let data: Vec<u8> = words.collect();
+            fs::write(source.path().join(file.to_string()), data).unwrap();
+        }
+        let image = Image::build(source.path(), 6, &["--chunk-size", "0x10000"]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mountpoint = dir.path().join("mnt");
+        fs::create_dir(&mountpoint).unwrap();
+        // Whoever reads from a mount that nobody serves cannot even be killed. If all else fails, the mount is.
+        std::thread::spawn(move || {
+            std::thread::sleep(WATCHDOG);
+            let flags = rustix::mount::UnmountFlags::FORCE | rustix::mount::UnmountFlags::DETACH;
+            let _ = rustix::mount::unmount(&mountpoint, flags);
+        });
+        Self { source, image, dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn mountpoint(&self) -> PathBuf {
+        self.path("mnt")
+    }
+
+    /// A daemon with its API on `api`.
+    fn start(&self, api: &str, more: &[&str]) -> Process {
+        let mut command = Command::new(ours("rafsd").unwrap());
+        command.arg("--mountpoint").arg(self.mountpoint()).arg("--apisock").arg(self.path(api));
+        command.args(["--log-level", "debug"]).args(more);
+        Process::spawn(&mut command, &self.path(&format!("{api}.log"))).unwrap()
+    }
+
+    fn image_flags(&self) -> [String; 4] {
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        [
+            "--bootstrap".to_owned(),
+            text(&self.image.bootstrap),
+            "--localfs-dir".to_owned(),
+            text(&self.image.blobs),
+        ]
+    }
+
+    fn supervised<'a>(&'a self, supervisor: &'a str) -> Vec<&'a str> {
+        vec!["--id", "d1", "--supervisor", supervisor]
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mountpoint = self.mountpoint();
+        let table = fs::read_to_string("/proc/self/mounts").unwrap();
+        table.lines().any(|line| line.split(' ').nth(1) == mountpoint.to_str())
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        // What a failed test left.
+        let _ = rustix::mount::unmount(self.mountpoint(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// Readers that compare what they read from a mount with its source until they are told to stop. They are a process of
+/// their own: this one starts daemons, and a new process closes what it inherits, which would wait for the daemon that
+/// is about to be started.
+struct Load {
+    process: Process,
+    dir: TempDir,
+}
+
+impl Load {
+    fn on(setting: &Setting, below: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "load_process", "--ignored", "--nocapture"]);
+        command.env("LOAD_DIR", dir.path()).env("LOAD_SOURCE", setting.source.path());
+        command.env("LOAD_MOUNTED", setting.mountpoint().join(below));
+        let process = Process::spawn(&mut command, &dir.path().join("log")).unwrap();
+        Self { process, dir }
+    }
+
+    fn reads(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.path().join("reads")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// Waits until so many more reads are done.
+    fn progress(&mut self, reads: u64) {
+        let goal = self.reads() + reads;
+        let deadline = Instant::now() + LIMIT;
+        while self.reads() < goal {
+            assert!(self.process.ended().unwrap().is_none(), "{}", self.process.output());
+            assert!(Instant::now() < deadline, "reads make no progress");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn end(mut self) {
+        fs::write(self.dir.path().join("stop"), "").unwrap();
+        assert!(self.process.wait(LIMIT).unwrap().success(), "{}", self.process.output());
+    }
+}
+
+#[test]
+#[ignore = "the process behind Load"]
+fn load_process() {
+    let var = |name| std::env::var_os(name).map(PathBuf::from);
+    let Some((dir, source, mounted)) =
+        var("LOAD_DIR").zip(var("LOAD_SOURCE")).zip(var("LOAD_MOUNTED")).map(|((d, s), m)| (d, s, m))
+    else {
+        return;
+    };
+    let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let threads: Vec<JoinHandle<Result<(), String>>> = (0..8)
+        .map(|seed| {
+            let (mounted, source) = (mounted.clone(), source.clone());
+            let (stop, reads) = (Arc::clone(&stop), Arc::clone(&reads));
+            std::thread::spawn(move || read_and_compare(seed, &mounted, &source, &stop, &reads))
+        })
+        .collect();
+    while !dir.join("stop").exists() && !threads.iter().any(JoinHandle::is_finished) {
+        // Put in place as a whole, so that nobody reads half a number.
+        fs::write(dir.join("new"), reads.load(Ordering::Relaxed).to_string()).unwrap();
+        fs::rename(dir.join("new"), dir.join("reads")).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().unwrap().unwrap();
+    }
+}
+
+fn read_and_compare(
+    seed: u64,
+    mounted: &Path,
+    source: &Path,
+    stop: &AtomicBool,
+    reads: &AtomicU64,
+) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    let mut open: Vec<Option<(File, File)>> = (0..FILES).map(|_| None).collect();
+    while !stop.load(Ordering::Relaxed) {
+        let which = usize::try_from(random.below(FILES)).unwrap();
+        // Now and then files are opened anew; the others stay open over everything that happens.
+        if random.below(50) == 0 {
+            open[which] = None;
+        }
+        if open[which].is_none() {
+            let name = which.to_string();
+            let file = File::open(mounted.join(&name)).map_err(|e| format!("open {name}: {e}"))?;
+            open[which] = Some((file, File::open(source.join(&name)).unwrap()));
+        }
+        let (file, truth) = open[which].as_ref().unwrap();
+        let offset = random.below(FILE_SIZE);
+        let mut got = vec![0; usize::try_from(random.below(100_000) + 1).unwrap()];
+        let mut want = got.clone();
+        // So that reads reach the daemon.
+        let _ = rustix::fs::fadvise(file.as_fd(), 0, None, rustix::fs::Advice::DontNeed);
+        let n = std::os::unix::fs::FileExt::read_at(file, &mut got, offset)
+            .map_err(|e| format!("read of {which} at {offset}: {e}"))?;
+        let m = std::os::unix::fs::FileExt::read_at(truth, &mut want, offset).unwrap();
+        if n == 0 || got[..n] != want[..m.min(n)] {
+            return Err(format!("read of {which} at {offset}: {n} bytes that are not those of the source"));
+        }
+        reads.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+fn put(setting: &Setting, api: &str, path: &str) -> (u16, String) {
+    call(&setting.path(api), "PUT", path, "").unwrap()
+}
+
+fn done(setting: &Setting, api: &str, path: &str) {
+    let (status, body) = put(setting, api, path);
+    assert_eq!((status, body.as_str()), (204, ""), "PUT {path} on {api}");
+}
+
+fn save(setting: &Setting, supervisor: &Supervisor, api: &str) -> Kept {
+    let waiting = supervisor.expect_save().unwrap();
+    done(setting, api, "/api/v1/daemon/fuse/sendfd");
+    waiting.join().unwrap().unwrap()
+}
+
+#[test]
+fn a_mount_starts_and_ends_with_its_daemon() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let flags = setting.image_flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut daemon = setting.start("api", &flags);
+    wait_for_state(&setting.path("api"), "RUNNING").unwrap();
+    assert_eq!(
+        fs::read(setting.mountpoint().join("0")).unwrap(),
+        fs::read(setting.source.path().join("0")).unwrap()
+    );
+    daemon.terminate().unwrap();
+    assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
+    assert!(!setting.is_mounted() && !setting.path("api").exists());
+
+    // Unmounted by somebody else, it ends by itself.
+    let mut daemon = setting.start("api", &flags);
+    wait_for_state(&setting.path("api"), "RUNNING").unwrap();
+    rustix::mount::unmount(setting.mountpoint(), rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
+
+    // In use, it is detached; whoever holds a file hears of the end.
+    let mut daemon = setting.start("api", &flags);
+    wait_for_state(&setting.path("api"), "RUNNING").unwrap();
+    let held = File::open(setting.mountpoint().join("1")).unwrap();
+    daemon.terminate().unwrap();
+    assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
+    assert!(!setting.is_mounted());
+    drop(held);
+
+    // No such directory: one line, and nothing is left.
+    let mut command = Command::new(ours("rafsd").unwrap());
+    command.arg("--mountpoint").arg(setting.path("nowhere")).args(&flags);
+    let out = command.output().unwrap();
+    assert!(!out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("nowhere"), "{out:?}");
+}
+
+#[test]
+fn an_upgrade_under_load_loses_no_request() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let socket = setting.path("supervisor");
+    let socket_text = socket.to_str().unwrap();
+    let supervisor = Supervisor::new(&socket);
+    let mut old = setting.start("api0", &setting.supervised(socket_text));
+    wait_for_state(&setting.path("api0"), "RUNNING").unwrap();
+    let config = format!(
+        r#"{{"device":{{"backend":{{"type":"localfs","config":{{"dir":"{0}"}}}},"cache":{{"type":"blobcache","config":{{"work_dir":"{0}"}}}}}},"mode":"direct"}}"#,
+        setting.image.blobs.display()
+    );
+    for path in ["/s1", "/a/s2"] {
+        let body = serde_json::json!({
+            "fs_type": "rafs", "source": setting.image.bootstrap, "config": config
+        });
+        let (status, answer) = call(
+            &setting.path("api0"),
+            "POST",
+            &format!("/api/v1/mount?mountpoint={path}"),
+            &body.to_string(),
+        )
+        .unwrap();
+        assert_eq!(status, 204, "{answer}");
+    }
+    let mut load = Load::on(&setting, "a/s2");
+    load.progress(100);
+    let mut apis = vec!["api0".to_owned()];
+    for generation in 1..=3 {
+        let inode =
+            std::os::unix::fs::MetadataExt::ino(&fs::metadata(setting.mountpoint().join("s1/0")).unwrap());
+        let (from, to) = (apis.last().unwrap().clone(), format!("api{generation}"));
+        let kept = save(&setting, &supervisor, &from);
+        let more = [setting.supervised(socket_text), vec!["--upgrade"]].concat();
+        let mut new = setting.start(&to, &more);
+        wait_for_state(&setting.path(&to), "INIT").unwrap();
+        let giving = supervisor.offer(&kept).unwrap();
+        done(&setting, &to, "/api/v1/daemon/fuse/takeover");
+        giving.join().unwrap().unwrap();
+        wait_for_state(&setting.path(&to), "READY").unwrap();
+        drop(kept);
+        load.progress(50);
+        done(&setting, &from, "/api/v1/daemon/exit");
+        assert!(old.wait(LIMIT).unwrap().success(), "{}", old.output());
+        assert!(setting.is_mounted());
+        done(&setting, &to, "/api/v1/daemon/start");
+        wait_for_state(&setting.path(&to), "RUNNING").unwrap();
+        load.progress(100);
+        let now =
+            std::os::unix::fs::MetadataExt::ino(&fs::metadata(setting.mountpoint().join("s1/0")).unwrap());
+        assert_eq!(inode, now, "the inode number changed");
+        assert!(new.ended().unwrap().is_none(), "{}", new.output());
+        old = new;
+        apis.push(to);
+    }
+    load.end();
+    old.terminate().unwrap();
+    assert!(old.wait(LIMIT).unwrap().success(), "{}", old.output());
+    assert!(!setting.is_mounted());
+}
+
+#[test]
+fn a_killed_daemon_is_replaced_under_load_and_no_request_is_lost() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let socket = setting.path("supervisor");
+    let socket_text = socket.to_str().unwrap();
+    let supervisor = Supervisor::new(&socket);
+    let image_flags = setting.image_flags();
+    let flags = [setting.supervised(socket_text), image_flags.iter().map(String::as_str).collect()].concat();
+    let daemon = setting.start("api", &flags);
+    wait_for_state(&setting.path("api"), "RUNNING").unwrap();
+    fs::metadata(setting.mountpoint()).unwrap();
+    let kept = save(&setting, &supervisor, "api");
+    let mut load = Load::on(&setting, "");
+    let mut daemons = vec![daemon];
+    for _ in 0..5 {
+        load.progress(100);
+        // Dropped is killed, with SIGKILL, in the middle of what it does.
+        daemons.pop();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(setting.is_mounted());
+        // The same command line: it sees what happened and does not mount.
+        let mut new = setting.start("api", &flags);
+        wait_for_state(&setting.path("api"), "INIT").unwrap();
+        let (status, answer) = put(&setting, "api", "/api/v1/daemon/start");
+        assert_eq!(status, 400, "{answer}");
+        let giving = supervisor.offer(&kept).unwrap();
+        done(&setting, "api", "/api/v1/daemon/fuse/takeover");
+        giving.join().unwrap().unwrap();
+        done(&setting, "api", "/api/v1/daemon/start");
+        wait_for_state(&setting.path("api"), "RUNNING").unwrap();
+        assert!(new.ended().unwrap().is_none(), "{}", new.output());
+        daemons.push(new);
+    }
+    load.progress(100);
+    load.end();
+    let mut last = daemons.pop().unwrap();
+    drop(kept);
+    last.terminate().unwrap();
+    assert!(last.wait(LIMIT).unwrap().success(), "{}", last.output());
+    assert!(!setting.is_mounted());
+}
+
+#[test]
+fn transfers_that_cannot_be_are_errors() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let flags = setting.image_flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let socket = setting.path("supervisor");
+    {
+        let _daemon = setting.start("api", &flags);
+        wait_for_state(&setting.path("api"), "RUNNING").unwrap();
+        let (status, answer) = put(&setting, "api", "/api/v1/daemon/fuse/sendfd");
+        assert_eq!(status, 500, "no supervisor: {answer}");
+        let (status, answer) = put(&setting, "api", "/api/v1/daemon/fuse/takeover");
+        assert_eq!(status, 400, "it runs: {answer}");
+        rustix::mount::unmount(setting.mountpoint(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    let _ = fs::remove_file(setting.path("api"));
+    let more = [setting.supervised(socket.to_str().unwrap()), vec!["--upgrade"]].concat();
+    let mut daemon = setting.start("api", &more);
+    wait_for_state(&setting.path("api"), "INIT").unwrap();
+    let (status, answer) = put(&setting, "api", "/api/v1/daemon/fuse/takeover");
+    assert!(status == 500 && answer.contains("NotFound"), "nobody listens: {status} {answer}");
+    // A state that is not ours: the daemon says so and waits on.
+    let device: std::os::fd::OwnedFd = File::open("/dev/null").unwrap().into();
+    for state in [&b"\x01\x00\x64\x86\x84\x19\x10\x07"[..], b"", b"{}", &[b'['; 300_000][..]] {
+        let kept = Kept { state: state.to_vec(), device: device.try_clone().unwrap() };
+        let giving = Supervisor::new(&socket).offer(&kept).unwrap();
+        let (status, answer) = put(&setting, "api", "/api/v1/daemon/fuse/takeover");
+        assert_eq!(status, 500, "{answer}");
+        let _ = giving.join().unwrap();
+        wait_for_state(&setting.path("api"), "INIT").unwrap();
+    }
+    daemon.terminate().unwrap();
+    assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
+}
