@@ -199,7 +199,7 @@ impl Places {
         let plain = u64::from(chunk.len);
         let most = plain + 151 + 5 * (plain / 16384);
         let next = self.starts.partition_point(|start| *start <= chunk.offset);
-        let end = self.starts.get(next).copied().or(self.end_is_known.then_some(self.end));
+        let end = self.starts.get(next).copied().or_else(|| self.end_is_known.then_some(self.end));
         let size = end.map_or(most, |end| most.min(end.saturating_sub(chunk.offset)));
         // A version 1 chunk info with equal sizes would say that the chunk is raw.
         let size = if size == plain { size + 1 } else { size };

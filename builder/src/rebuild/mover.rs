@@ -210,7 +210,7 @@ impl Mover {
 
     fn next_index(&self) -> Result<u32, BuildError> {
         let limit = rafs::layout::v6::CHUNKS_MAX;
-        u32::try_from(self.chunks.len()).ok().filter(|n| *n < limit).ok_or(BuildError::Limit {
+        u32::try_from(self.chunks.len()).ok().filter(|n| *n < limit).ok_or_else(|| BuildError::Limit {
             what: "chunks in one blob (use a larger chunk size)",
             limit: limit.into(),
         })

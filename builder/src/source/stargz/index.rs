@@ -39,6 +39,9 @@ pub(crate) struct IndexedChunk {
     pub digest: Digest,
 }
 
+/// Name and value of an extended attribute.
+type Pair = (Vec<u8>, Vec<u8>);
+
 /// What an entry is.
 #[derive(Debug)]
 pub(super) enum Kind {
@@ -63,7 +66,7 @@ pub(super) struct Entry {
     pub uid: u32,
     pub gid: u32,
     pub mtime: i64,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<Pair>,
 }
 
 #[derive(Deserialize)]
@@ -277,7 +280,7 @@ impl StargzIndex {
     }
 }
 
-fn xattrs(raw: Option<BTreeMap<String, String>>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, String> {
+fn xattrs(raw: Option<BTreeMap<String, String>>) -> Result<Vec<Pair>, String> {
     let decode = |(name, value): (String, String)| {
         let value = STANDARD
             .decode(value.as_bytes())

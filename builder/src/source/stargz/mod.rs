@@ -23,6 +23,9 @@ const MISSING_MODE: u32 = S_IFDIR | 0o755;
 /// Names in the root that eStargz layers have for themselves.
 const NOT_STORED: [&[u8]; 3] = [b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"];
 
+/// Takes a regular file with its chunks.
+type TakeFile<'a> = &'a mut dyn FnMut(&mut Tree, NodeId, &[IndexedChunk]) -> Result<(), BuildError>;
+
 /// Reads the index file `path`.
 ///
 /// # Errors
@@ -46,7 +49,7 @@ pub(crate) fn make_tree(
     index: &StargzIndex,
     path: &Path,
     repeatable: bool,
-    file: &mut dyn FnMut(&mut Tree, NodeId, &[IndexedChunk]) -> Result<(), BuildError>,
+    file: TakeFile<'_>,
 ) -> Result<Tree, BuildError> {
     let mut maker = Maker {
         path,
