@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
-FUZZ_TARGETS := bootstrap_v5 bootstrap_v6 blob_meta fuse_request tar_archive tar_stream patterns
+FUZZ_TARGETS := bootstrap_v5 bootstrap_v6 blob_meta fuse_request tar_archive tar_stream patterns stargz_toc compact_json attributes
 FUZZ_SECONDS ?= 30
 DEMO_DIR ?=
 PEER_DIR := target/peer
@@ -71,6 +71,8 @@ bench: deps bench-peer ## Cost of a request, rafsd beside virtiofsd end to end, 
 	$(CARGO) build --release -q -p rafsd -p rafs-builder -p guest-tests
 	target/release/bench-virtio
 	target/release/bench-create
+	target/release/bench-guests
+	target/release/bench-fuse
 
 .PHONY: bench-peer
 bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer

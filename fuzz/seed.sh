@@ -66,3 +66,11 @@ gzip -1nc "$work/pax" | tail -c +11 > corpus/tar_stream/deflate
 { gzip -nc "$work/v7"; gzip -nc "$work/gnu"; } > corpus/tar_stream/members
 zstd -qc "$work/gnu" > corpus/tar_stream/zstd
 printf '/bin\n/lib/a b\n//usr/./share/\nrelative\n/lib/a b/c\n' > corpus/patterns/list
+
+# Texts of the builder: indexes of stargz layers, the numbers of a compaction, attributes of external files.
+mkdir -p corpus/stargz_toc corpus/compact_json corpus/attributes
+cp ../guest-tests/corpus/stargz/*.index.json corpus/stargz_toc/
+printf '{"min_used_ratio": 10, "compact_blob_size": 10485760, "blobs_dir": "/b"}' > corpus/compact_json/builder
+printf '{"MinUsedRatio":"5","CompactBlobSize":"10485760","MaxCompactSize":"1","LayersToCompact":"32"}' > corpus/compact_json/nydusify
+printf '{"version":"v1","files":[{"path":"/x","ranges":[[0,4096]]}]}' > corpus/compact_json/files
+printf '# model\n*.bin type=external chunk_size=4MiB\n/a/**/b?c blob_id=ab chunk_0_compressed_offset=4096 compressed_size=1G crcs=0x1,0x2\n"/a b\\040" -type\n' > corpus/attributes/rules

@@ -284,7 +284,9 @@ mod tests {
             assert_eq!(attributes.is_external(path.as_bytes()), expected, "{pattern} {path}");
         }
         let many = format!("/{} type=external", "*a".repeat(200));
-        assert!(!Attributes::parse(many.as_bytes()).unwrap().is_external(&[b'a'; 3000]));
+        // Stars without end do not take time without end.
+        let path = [&[b'a'; 3000][..], b"b"].concat();
+        assert!(!Attributes::parse(many.as_bytes()).unwrap().is_external(&path));
     }
 
     #[test]

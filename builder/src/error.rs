@@ -70,6 +70,11 @@ pub enum BuildError {
         /// What was being read.
         at: PathBuf,
     },
+    /// A promise between parts of this program was broken.
+    #[error(
+        "internal error: {0}. This is a defect of rafs-image: report it with the command line; nothing was written"
+    )]
+    Internal(&'static str),
     /// Compression failed.
     #[error("cannot compress a piece of {path:?}: {reason}")]
     Compress {

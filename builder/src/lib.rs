@@ -67,7 +67,7 @@ pub use prefetch::Patterns;
 pub use progress::Progress;
 pub use rebuild::{
     ChunkDictOptions, CompactConfig, CompactOptions, CompactSettings, OptimizeOptions, PrefetchFile,
-    PrefetchFiles, RebuildError, RebuildReport, compact, generate_chunk_dict, optimize,
+    PrefetchFiles, RebuildError, RebuildReport, WantedFirst, compact, generate_chunk_dict, optimize,
 };
 pub use source::StargzIndex;
 pub use stat::{ImageStat, Stat, StatBase, stat};

@@ -344,6 +344,35 @@ fn an_optimized_image_is_the_same_with_one_blob_more() {
 }
 
 #[test]
+fn a_trace_says_what_is_wanted_first_too() {
+    let layers = Layers::new(&["--chunk-size", "0x10000"]);
+    let (boot, blobs) = (layers.boot(), layers.blobs());
+    let image = Image::open(boot).unwrap();
+    let replaced = image.lookup(&image.inode(image.root()).unwrap(), b"replaced").unwrap().unwrap();
+    let chunks: Vec<_> = image.chunks(&replaced, 0, replaced.size).unwrap().map(|c| c.unwrap()).collect();
+    let (trace, out) = (layers.path("trace"), layers.path("out"));
+    // The third chunk before the first, and one that the image does not have.
+    let line = |n: usize| format!("{} {:#x}", chunks[n].chunk.0, chunks[n].uncompressed_offset);
+    let id = &image.blobs()[chunks[0].blob.as_usize()].id;
+    fs::write(&trace, format!("rafs-trace 1\nblob {id}\n{}\n{}\n77 0x1\n", line(2), line(0))).unwrap();
+    let args = ["optimize", "-p", text(&trace), "-B", text(boot), "-D", text(&blobs)];
+    ok(&[&args[..], &["--output-blob-dir", text(&blobs), "-O", text(&out)]].concat());
+    let image = Image::open(&out).unwrap();
+    let new = image.blobs().last().unwrap();
+    assert_eq!(new.chunk_count, Some(2));
+    let replaced = image.lookup(&image.inode(image.root()).unwrap(), b"replaced").unwrap().unwrap();
+    let places: Vec<_> = image
+        .chunks(&replaced, 0, replaced.size)
+        .unwrap()
+        .map(|c| c.unwrap())
+        .filter(|c| c.blob == new.index)
+        .map(|c| (c.file_offset, c.chunk.0))
+        .collect();
+    assert_eq!(places, [(0, 1), (0x20000, 0)]);
+    assert!(contents(boot, &blobs) == contents(&out, &blobs));
+}
+
+#[test]
 fn optimizing_nothing_is_an_error() {
     let layers = Layers::new(&[]);
     let list = layers.path("files.json");

@@ -5,9 +5,11 @@
 
 mod archive;
 mod blob_meta;
+mod builder_inputs;
 
 pub use archive::{patterns, tar_archive, tar_stream};
 pub use blob_meta::blob_meta;
+pub use builder_inputs::{attributes, compact_json, stargz_toc};
 
 use rafs::ids::InodeNumber;
 use rafs::image::{CheckOptions, FileKind, Image, Inode};

@@ -191,6 +191,11 @@ fn snapshotter_api() {
     let cache: CacheMetrics = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(cache.underlying_files.len(), 1);
     assert_eq!(Path::new(&cache.store_path), daemon.path("cache"));
+    let backend = daemon.call("GET", "/api/v1/metrics/backend?id=/12", None).unwrap().json().unwrap();
+    assert_eq!(backend["backend_type"], "localfs");
+    assert!(
+        backend["read_count"].as_u64().unwrap() > 0 && backend["read_amount_total"].as_u64().unwrap() > 0
+    );
     let inflight = daemon.call("GET", "/api/v1/metrics/inflight", None).unwrap();
     assert_eq!(
         (inflight.status, inflight.message().unwrap().as_str()),
@@ -245,4 +250,164 @@ fn called_nydusd_it_speaks_like_it() {
         let daemon = ApiDaemon::spawn(command, dir).unwrap();
         assert_eq!(daemon.call("GET", "/api/v1/daemon", None).unwrap().status, 200);
     }
+}
+
+/// Whether this machine lets us mount.
+fn can_mount() -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        println!("not run: mounting needs root and /dev/fuse");
+    }
+    can
+}
+
+/// What is mounted at a path, by the kernel's list.
+fn mounted(path: &Path) -> bool {
+    let list = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    list.lines().any(|line| line.split(' ').nth(1) == path.to_str())
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Regular files of a case as the host sees them below `root`.
+fn files_are_right(case: &Case, root: &Path) {
+    use sha2::{Digest, Sha256};
+    let mut read = 0;
+    for (path, entry) in &case.expected {
+        let Some(sha256) = &entry.sha256 else { continue };
+        let Ok(path) = std::str::from_utf8(path) else { continue };
+        let bytes = std::fs::read(root.join(path.trim_start_matches('/'))).unwrap();
+        assert_eq!(hex::encode(Sha256::digest(bytes)), *sha256, "{path}");
+        read += 1;
+    }
+    assert!(read > 5, "{read}");
+}
+
+/// nydus-snapshotter, one daemon for one image: a FUSE mount made from a file of its template.
+#[test]
+fn snapshotter_dedicated() {
+    if !can_mount() {
+        return;
+    }
+    let case = case("v6-zstd-blake3");
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at("mnt")).unwrap();
+    let config = serde_json::json!({
+        "device": {
+            "id": "/7",
+            "backend": {"type": "localfs", "config": {"dir": case.image.blobs, "readahead": false,
+                "proxy": {"fallback": false, "url": ""}}},
+            "cache": {"type": "blobcache", "config": {"work_dir": at("cache"), "disable_indexed_map": false}},
+        },
+        "mode": "direct", "digest_validate": false, "iostats_files": false, "enable_xattr": true,
+        "fs_prefetch": {"enable": true, "threads_count": 8, "merging_size": 1_048_576, "prefetch_all": true},
+    });
+    std::fs::write(at("config.json"), config.to_string()).unwrap();
+    let (mnt, log) = (at("mnt"), at("nydusd.log"));
+    let mut command = Command::new(ours("rafsd").unwrap());
+    command.args(["fuse", "--thread-num", "4", "--config"]).arg(at("config.json"));
+    command.arg("--bootstrap").arg(&case.image.bootstrap).arg("--mountpoint").arg(&mnt);
+    command.arg("--apisock").arg(at("api.sock")).args(["--log-level", "info", "--log-rotation-size", "100"]);
+    command.arg("--log-file").arg(&log).args(["--failover-policy", "resend"]);
+    let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
+    let state = || {
+        let answer = daemon.call("GET", "/api/v1/daemon", None).unwrap();
+        let info: DaemonInfo = serde_json::from_str(&answer.body).unwrap();
+        info.state
+    };
+    until("RUNNING", || state() == "RUNNING");
+    assert!(mounted(&mnt));
+    files_are_right(&case, &mnt);
+    let metrics = daemon.call("GET", "/api/v1/metrics?id=%2F", None).unwrap();
+    assert!(metrics.json().unwrap()["data_read"].as_u64().unwrap() > 0);
+    let inflight = daemon.call("GET", "/api/v1/metrics/inflight", None).unwrap();
+    assert!([200, 204].contains(&inflight.status), "{inflight:?}");
+    assert_eq!(daemon.call("GET", "/api/v1/metrics/blobcache?id=/7", None).unwrap().status, 200);
+    let refused = daemon.call("PUT", "/api/v1/daemon/fuse/sendfd", None).unwrap();
+    assert!(
+        refused.status >= 400 && !refused.message().unwrap().is_empty(),
+        "there is no supervisor: {refused:?}"
+    );
+    daemon.process.terminate().unwrap();
+    assert!(daemon.process.wait(Duration::from_secs(5)).unwrap().success(), "{}", daemon.process.output());
+    assert!(!mounted(&mnt) && log.exists());
+}
+
+/// nydus-snapshotter, one daemon for all images: mounted by API below one FUSE mount.
+#[test]
+fn snapshotter_shared() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mnt = dir.path().join("mnt");
+    std::fs::create_dir(&mnt).unwrap();
+    let mut command = Command::new(ours("rafsd").unwrap());
+    command.args(["fuse", "--thread-num", "2", "--mountpoint"]).arg(&mnt);
+    command.arg("--apisock").arg(dir.path().join("api.sock")).args(["--log-level", "info"]);
+    command.args(["--failover-policy", "none"]);
+    let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
+    for (id, name) in [("21", "v6-zstd-blake3"), ("22", "v5-zstd-blake3")] {
+        let case = case(name);
+        let path = format!("/{id}");
+        let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, &path);
+        let target = format!("/api/v1/mount?mountpoint={}", encoded(&path));
+        assert_eq!(daemon.call("POST", &target, Some(&body)).unwrap().status, 204);
+        files_are_right(&case, &mnt.join(id));
+    }
+    let gone = daemon.call("DELETE", "/api/v1/mount?mountpoint=%2F21", None).unwrap();
+    assert_eq!(gone.status, 204);
+    until("the image is gone", || !mnt.join("21").exists());
+    assert!(mnt.join("22/names").is_dir(), "the other stays");
+    daemon.process.terminate().unwrap();
+    assert!(daemon.process.wait(Duration::from_secs(5)).unwrap().success());
+    assert!(!mounted(&mnt));
+}
+
+/// nydusify check: no command, and the daemon leaves when somebody unmounts.
+#[test]
+fn nydusify() {
+    if !can_mount() {
+        return;
+    }
+    let case = case("v6-zstd-blake3");
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at("mnt")).unwrap();
+    let config = serde_json::json!({
+        "device": {
+            "backend": {"type": "localfs", "config": {"dir": case.image.blobs}},
+            "external_backend": {"config_path": ""},
+            "cache": {"type": "blobcache", "config": {"work_dir": at("cache")}},
+        },
+        "mode": "direct", "digest_validate": false, "iostats_files": false, "enable_xattr": true,
+        "fs_prefetch": {"enable": true, "threads_count": 10, "merging_size": 131_072, "bandwidth_rate": 0},
+    });
+    std::fs::write(at("config.json"), config.to_string()).unwrap();
+    let mnt = at("mnt");
+    let mut command = Command::new(ours("rafsd").unwrap());
+    command.arg("--config").arg(at("config.json")).arg("--mountpoint").arg(&mnt);
+    command.arg("--bootstrap").arg(&case.image.bootstrap).arg("--apisock").arg(at("api.sock"));
+    command.args(["--log-level", "warn"]);
+    let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
+    // Without a pause, as it does.
+    let begun = Instant::now();
+    loop {
+        let answer = daemon.call("GET", "/api/v1/daemon", None).unwrap();
+        let info: DaemonInfo = serde_json::from_str(&answer.body).unwrap();
+        if info.state == "RUNNING" {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+    files_are_right(&case, &mnt);
+    assert!(Command::new("umount").arg(&mnt).status().unwrap().success());
+    assert!(daemon.process.wait(Duration::from_secs(10)).unwrap().success(), "{}", daemon.process.output());
 }

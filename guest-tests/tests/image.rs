@@ -79,10 +79,15 @@ fn pack(case: &Case) -> Packed {
 
 /// Serves `image` and returns what came of it: the daemon, if it made its socket.
 fn serve(image: &str, more: &[&str], dir: &Path) -> Result<Process, String> {
+    serve_as(image, more, dir, None)
+}
+
+/// The same with credentials in the environment.
+fn serve_as(image: &str, more: &[&str], dir: &Path, auth: Option<&str>) -> Result<Process, String> {
     let mut command = Command::new(ours("rafsd").unwrap());
     command.args(["virtiofs", "--image", image, "--rlimit-nofile", "0", "--sock"]).arg(dir.join("s"));
     command.args(more).env("RAFSD_CACHE_DIR", dir.join("cache")).env("DOCKER_CONFIG", dir);
-    command.env_remove("IMAGE_PULL_AUTH");
+    command.env_remove("IMAGE_PULL_AUTH").envs(auth.map(|auth| ("IMAGE_PULL_AUTH", auth)));
     let mut process = Process::spawn(&mut command, &dir.join("log")).unwrap();
     for _ in 0..3000 {
         if dir.join("s").exists() {
@@ -112,11 +117,11 @@ fn shows(case: &Case, image: &str, more: &[&str]) {
     process.wait(LIMIT).unwrap();
 }
 
-fn put_manifest(host: &str, tag: &str, manifest: &str) {
+fn put_manifest(host: &str, tag: &str, manifest: &str, auth: &str) {
     let mut stream = TcpStream::connect(host).unwrap();
     let head = format!(
         "PUT /v2/a/b/manifests/{tag} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {MANIFEST}\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n",
+         {auth}Connection: close\r\n\r\n",
         manifest.len()
     );
     stream.write_all(head.as_bytes()).unwrap();
@@ -135,7 +140,7 @@ fn from_a_registry() {
         let case = case(name);
         let packed = pack(&case);
         let server = DockerRegistry::start(&packed.blobs, None).unwrap();
-        put_manifest(&server.host, "v1", &packed.manifest);
+        put_manifest(&server.host, "v1", &packed.manifest, "");
         shows(&case, &format!("{}/a/b:v1", server.host), &[]);
         let digest = sha256(packed.manifest.as_bytes());
         shows(&case, &format!("{}/a/b@sha256:{digest}", server.host), &[]);
@@ -153,6 +158,30 @@ fn from_a_registry() {
         let error = serve(&format!("{}/a/b:none", server.host), &[], dir.path()).unwrap_err();
         assert!(error.contains("manifests/none") && error.contains("404"), "{error}");
     }
+}
+
+#[test]
+fn from_a_registry_that_asks_who_we_are() {
+    if !installed("docker-registry") || !installed("htpasswd") {
+        return;
+    }
+    let case = case("v6-zstd-blake3");
+    let packed = pack(&case);
+    let server = DockerRegistry::start(&packed.blobs, Some(("u", "p"))).unwrap();
+    // base64 of u:p
+    put_manifest(&server.host, "v1", &packed.manifest, "Authorization: Basic dTpw\r\n");
+    let image = format!("{}/a/b:v1", server.host);
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = serve_as(&image, &[], dir.path(), Some("dTpw")).unwrap();
+    let mut client = Client::connect(&dir.path().join("s"), &Options::default()).unwrap();
+    let node = client.resolve(b"/sizes/f4097").unwrap().node;
+    assert_eq!(client.read(node, 0, 0, 8192).unwrap().len(), 4097);
+    process.terminate().unwrap();
+    process.wait(LIMIT).unwrap();
+    assert!(!process.output().contains("dTpw"));
+    let dir = tempfile::tempdir().unwrap();
+    let error = serve(&image, &[], dir.path()).unwrap_err();
+    assert!(error.contains("the registry wants a user and a password"), "{error}");
 }
 
 #[test]

@@ -22,6 +22,8 @@ use guest_tests::support::supervisor::{Kept, Supervisor};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// When a mount is torn down under a test that hangs.
+const WATCHDOG: Duration = Duration::from_secs(100);
 const FILES: u64 = 4;
 const FILE_SIZE: u64 = 3 << 20;
 
@@ -51,7 +53,14 @@ impl Setting {
         }
         let image = Image::build(source.path(), 6, &["--chunk-size", "0x10000"]).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("mnt")).unwrap();
+        let mountpoint = dir.path().join("mnt");
+        fs::create_dir(&mountpoint).unwrap();
+        // Whoever reads from a mount that nobody serves cannot even be killed. If all else fails, the mount is.
+        std::thread::spawn(move || {
+            std::thread::sleep(WATCHDOG);
+            let flags = rustix::mount::UnmountFlags::FORCE | rustix::mount::UnmountFlags::DETACH;
+            let _ = rustix::mount::unmount(&mountpoint, flags);
+        });
         Self { source, image, dir }
     }
 
@@ -99,44 +108,73 @@ impl Drop for Setting {
     }
 }
 
-/// Readers that compare what they read from a mount with its source until they are told to stop.
+/// Readers that compare what they read from a mount with its source until they are told to stop. They are a process of
+/// their own: this one starts daemons, and a new process closes what it inherits, which would wait for the daemon that
+/// is about to be started.
 struct Load {
-    stop: Arc<AtomicBool>,
-    reads: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<Result<(), String>>>,
+    process: Process,
+    dir: TempDir,
 }
 
 impl Load {
     fn on(setting: &Setting, below: &str) -> Self {
-        let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let threads = (0..8).map(|seed| {
-            let mounted = setting.mountpoint().join(below);
-            let source = setting.source.path().to_owned();
-            let (stop, reads) = (Arc::clone(&stop), Arc::clone(&reads));
-            std::thread::spawn(move || read_and_compare(seed, &mounted, &source, &stop, &reads))
-        });
-        let threads = threads.collect();
-        Self { stop, reads, threads }
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "load_process", "--ignored", "--nocapture"]);
+        command.env("LOAD_DIR", dir.path()).env("LOAD_SOURCE", setting.source.path());
+        command.env("LOAD_MOUNTED", setting.mountpoint().join(below));
+        let process = Process::spawn(&mut command, &dir.path().join("log")).unwrap();
+        Self { process, dir }
+    }
+
+    fn reads(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.path().join("reads")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
     }
 
     /// Waits until so many more reads are done.
-    fn progress(&self, reads: u64) {
-        let goal = self.reads.load(Ordering::Relaxed) + reads;
+    fn progress(&mut self, reads: u64) {
+        let goal = self.reads() + reads;
         let deadline = Instant::now() + LIMIT;
-        while self.reads.load(Ordering::Relaxed) < goal {
-            if self.threads.iter().any(JoinHandle::is_finished) {
-                return;
-            }
+        while self.reads() < goal {
+            assert!(self.process.ended().unwrap().is_none(), "{}", self.process.output());
             assert!(Instant::now() < deadline, "reads make no progress");
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().unwrap().unwrap();
-        }
+    fn end(mut self) {
+        fs::write(self.dir.path().join("stop"), "").unwrap();
+        assert!(self.process.wait(LIMIT).unwrap().success(), "{}", self.process.output());
+    }
+}
+
+#[test]
+#[ignore = "the process behind Load"]
+fn load_process() {
+    let var = |name| std::env::var_os(name).map(PathBuf::from);
+    let Some((dir, source, mounted)) =
+        var("LOAD_DIR").zip(var("LOAD_SOURCE")).zip(var("LOAD_MOUNTED")).map(|((d, s), m)| (d, s, m))
+    else {
+        return;
+    };
+    let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let threads: Vec<JoinHandle<Result<(), String>>> = (0..8)
+        .map(|seed| {
+            let (mounted, source) = (mounted.clone(), source.clone());
+            let (stop, reads) = (Arc::clone(&stop), Arc::clone(&reads));
+            std::thread::spawn(move || read_and_compare(seed, &mounted, &source, &stop, &reads))
+        })
+        .collect();
+    while !dir.join("stop").exists() && !threads.iter().any(JoinHandle::is_finished) {
+        // Put in place as a whole, so that nobody reads half a number.
+        fs::write(dir.join("new"), reads.load(Ordering::Relaxed).to_string()).unwrap();
+        fs::rename(dir.join("new"), dir.join("reads")).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().unwrap().unwrap();
     }
 }
 
@@ -261,7 +299,7 @@ fn an_upgrade_under_load_loses_no_request() {
         .unwrap();
         assert_eq!(status, 204, "{answer}");
     }
-    let load = Load::on(&setting, "a/s2");
+    let mut load = Load::on(&setting, "a/s2");
     load.progress(100);
     let mut apis = vec!["api0".to_owned()];
     for generation in 1..=3 {
@@ -312,7 +350,7 @@ fn a_killed_daemon_is_replaced_under_load_and_no_request_is_lost() {
     wait_for_state(&setting.path("api"), "RUNNING").unwrap();
     fs::metadata(setting.mountpoint()).unwrap();
     let kept = save(&setting, &supervisor, "api");
-    let load = Load::on(&setting, "");
+    let mut load = Load::on(&setting, "");
     let mut daemons = vec![daemon];
     for _ in 0..5 {
         load.progress(100);

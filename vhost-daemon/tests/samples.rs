@@ -76,7 +76,7 @@ fn clients_argv() {
         "nydusd --mountpoint M --apisock A --log-level error --thread-num 10",
     ] {
         let Command::Fuse(args) = parse(line) else { panic!("{line}") };
-        assert!(args.mountpoint.as_os_str().to_ascii_lowercase() == "m", "{line}");
+        assert!(args.mountpoint.as_os_str().eq_ignore_ascii_case("m"), "{line}");
     }
     let Command::Virtiofs(args) =
         parse("nydusd virtiofs --hybrid-mode --log-level debug --apisock a.sock --sock v.sock --upgrade")

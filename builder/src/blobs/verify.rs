@@ -112,7 +112,12 @@ impl Pass<'_> {
         };
         std::thread::scope(|scope| {
             for _ in 1..threads.get().min(self.units.len()) {
-                scope.spawn(work);
+                // Without this thread the others do its work.
+                let spawned = std::thread::Builder::new().name("verify".to_owned()).spawn_scoped(scope, work);
+                if let Err(e) = spawned {
+                    tracing::warn!("verifying with fewer threads: cannot start one more ({e})");
+                    break;
+                }
             }
             work();
         });

@@ -194,8 +194,8 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
         text = text.replacen("Error: ", "message:", 1);
     }
     let _ = std::io::stderr().write_all(text.as_bytes());
-    match error.downcast_ref() {
-        Some(BuildError::Inconsistent { .. }) => ExitCode::from(2),
+    match error.downcast_ref::<BuildError>() {
+        _ if inconsistent => ExitCode::from(2),
         // As a shell reports a process that a signal ended.
         Some(BuildError::Interrupted { signal, .. }) => {
             ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX))

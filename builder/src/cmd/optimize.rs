@@ -5,8 +5,9 @@
 use super::json::Report;
 use super::place::PlaceArgs;
 use crate::blobs::BlobPlace;
-use crate::rebuild::{self, OptimizeOptions, PrefetchFiles};
+use crate::rebuild::{self, OptimizeOptions, PrefetchFiles, WantedFirst};
 use anyhow::{Context as _, anyhow, bail};
+use rafs::trace::Trace;
 use std::io::Read as _;
 use std::path::PathBuf;
 
@@ -27,7 +28,8 @@ pub(super) struct OptimizeArgs {
     #[arg(short = 'B', long, value_name = "FILE")]
     bootstrap: PathBuf,
 
-    /// JSON list of the files, most wanted first: {"version": "v1", "files": [{"path": "/x", "ranges": [[offset, size]]}]}
+    /// JSON list of the files, most wanted first: {"version": "v1", "files": [{"path": "/x", "ranges": [[offset, size]]}]};
+    /// or a trace that rafsd recorded
     #[arg(short = 'p', long, value_name = "FILE")]
     prefetch_files: PathBuf,
 
@@ -64,7 +66,7 @@ pub(super) fn run(args: &OptimizeArgs) -> anyhow::Result<()> {
     let options = OptimizeOptions {
         bootstrap: args.bootstrap.clone(),
         place,
-        files: list(&args.prefetch_files)?,
+        wanted: wanted(&args.prefetch_files)?,
         blob_dir: args.output_blob_dir.clone(),
         output: args.output_bootstrap.clone(),
     };
@@ -77,7 +79,7 @@ pub(super) fn run(args: &OptimizeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn list(path: &PathBuf) -> anyhow::Result<PrefetchFiles> {
+fn wanted(path: &PathBuf) -> anyhow::Result<WantedFirst> {
     let mut text = Vec::new();
     let file =
         std::fs::File::open(path).with_context(|| format!("cannot open the list of files {path:?}"))?;
@@ -87,5 +89,10 @@ fn list(path: &PathBuf) -> anyhow::Result<PrefetchFiles> {
     if text.len() as u64 > LIST_SIZE_MAX {
         bail!("the list of files {path:?} has more than {LIST_SIZE_MAX} bytes");
     }
-    PrefetchFiles::parse(&text).map_err(|reason| anyhow!("{path:?}: {reason}"))
+    if text.starts_with(b"rafs-trace ") {
+        let trace = Trace::parse(&text[..], &path.display().to_string())?;
+        return Ok(WantedFirst::Trace(trace));
+    }
+    let files = PrefetchFiles::parse(&text).map_err(|reason| anyhow!("{path:?}: {reason}"))?;
+    Ok(WantedFirst::Files(files))
 }

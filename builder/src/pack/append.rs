@@ -269,8 +269,12 @@ impl<'a> Appender<'a> {
         let limit = u64::from(self.settings.chunks_max);
         let too_many =
             move || BuildError::Limit { what: "chunks in one blob (use a larger chunk size)", limit };
-        let (Some(stored), true) = (&piece.stored, self.packed.chunk_count < self.settings.chunks_max) else {
+        if self.packed.chunk_count >= self.settings.chunks_max {
             return Err(too_many());
+        }
+        // Whoever claimed the digest first has a lower number, so its chunk is in the table by now.
+        let Some(stored) = &piece.stored else {
+            return Err(BuildError::Internal("a piece is neither stored nor known"));
         };
         let mut chunk = Chunk {
             digest: piece.digest,

@@ -14,7 +14,7 @@ mod prefetch_files;
 pub use chunk_dict::{ChunkDictOptions, generate_chunk_dict};
 pub use compact::{CompactOptions, compact};
 pub use compact_config::{CompactConfig, CompactSettings};
-pub use optimize::{OptimizeOptions, optimize};
+pub use optimize::{OptimizeOptions, WantedFirst, optimize};
 pub use prefetch_files::{PrefetchFile, PrefetchFiles};
 
 use crate::blobs::BlobDataError;

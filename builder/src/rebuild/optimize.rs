@@ -10,7 +10,9 @@ use crate::options::Version;
 use crate::output::Output;
 use rafs::codec::Compressor;
 use rafs::ids::BlobIndex;
+use rafs::image::BlobInfo;
 use rafs::layout::blob::BlobFeatures;
+use rafs::trace::Trace;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -22,11 +24,20 @@ pub struct OptimizeOptions {
     /// Where its blobs are.
     pub place: BlobPlace,
     /// What is wanted first, in that order.
-    pub files: PrefetchFiles,
+    pub wanted: WantedFirst,
     /// Where the new blob goes, under its id.
     pub blob_dir: PathBuf,
     /// Where the new bootstrap goes.
     pub output: PathBuf,
+}
+
+/// What is wanted first.
+#[derive(Clone, Debug)]
+pub enum WantedFirst {
+    /// Files, or parts of them.
+    Files(PrefetchFiles),
+    /// Chunks, as a daemon recorded them. Those that the image does not have are passed over.
+    Trace(Trace),
 }
 
 /// Makes the blob and the bootstrap; the blob is the last of the blob table.
@@ -36,7 +47,10 @@ pub struct OptimizeOptions {
 pub fn optimize(options: &OptimizeOptions) -> Result<RebuildReport, RebuildError> {
     let mut loaded = Loaded::open(&options.bootstrap)?;
     let mut blobs = std::mem::take(&mut loaded.layer.blobs);
-    let wanted = wanted(&loaded, options);
+    let wanted = match &options.wanted {
+        WantedFirst::Files(files) => of_files(&loaded, files),
+        WantedFirst::Trace(trace) => of_trace(&loaded, &blobs, trace),
+    };
     let mut uses = vec![false; blobs.len()];
     for at in &wanted {
         let chunk = loaded.pool.chunks[loaded.pool.references[*at] as usize];
@@ -112,10 +126,10 @@ pub fn optimize(options: &OptimizeOptions) -> Result<RebuildReport, RebuildError
 }
 
 /// Positions in the reference list of what is wanted, in order.
-fn wanted(loaded: &Loaded, options: &OptimizeOptions) -> Vec<usize> {
+fn of_files(loaded: &Loaded, files: &PrefetchFiles) -> Vec<usize> {
     let chunk_size = u64::from(loaded.layer.compatible.chunk_size);
     let mut wanted = Vec::new();
-    for file in &options.files.files {
+    for file in &files.files {
         let path = &file.path;
         let node = find(loaded, path).map(|id| loaded.layer.tree.owner(id));
         let Some(node) = node.filter(|node| node.is_file()) else {
@@ -134,4 +148,22 @@ fn wanted(loaded: &Loaded, options: &OptimizeOptions) -> Vec<usize> {
         }
     }
     wanted
+}
+
+/// The same for the chunks of a trace: all references to each of them.
+fn of_trace(loaded: &Loaded, blobs: &[BlobInfo], trace: &Trace) -> Vec<usize> {
+    let numbers: HashMap<&str, u32> = (0..).zip(blobs).map(|(at, blob)| (blob.id.as_str(), at)).collect();
+    let mut ranks: HashMap<(u32, u32, u64), usize> = HashMap::new();
+    for (rank, chunk) in trace.chunks.iter().enumerate() {
+        if let Some(blob) = numbers.get(&*chunk.blob) {
+            ranks.entry((*blob, chunk.chunk, chunk.uncompressed_offset)).or_insert(rank);
+        }
+    }
+    let ranked = loaded.pool.references.iter().enumerate().filter_map(|(at, chunk)| {
+        let chunk = loaded.pool.chunks.get(*chunk as usize)?;
+        ranks.get(&(chunk.blob, chunk.index, chunk.uncompressed_offset)).map(|rank| (*rank, at))
+    });
+    let mut wanted: Vec<(usize, usize)> = ranked.collect();
+    wanted.sort_unstable();
+    wanted.into_iter().map(|(_, at)| at).collect()
 }

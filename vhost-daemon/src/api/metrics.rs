@@ -2,8 +2,7 @@
 
 use crate::daemon::Mounted;
 use crate::mounts::{CLASSES, OPS, OpTotals};
-use rafs::reader::EngineMetrics;
-use rafs_net::{LATENCY_BUCKETS_MS, NetCounters};
+use rafs::reader::{EngineMetrics, STORE_LATENCY_BUCKETS_MS, StoreMetrics};
 use serde_json::{Value, json};
 
 /// Upper bounds of the classes of backend latencies, milliseconds, inclusive; the last class has none.
@@ -32,41 +31,37 @@ pub(super) fn fs(mounted: &Mounted) -> Value {
     })
 }
 
-/// Counters of the store behind a mount.
-pub(super) fn backend(mounted: &Mounted) -> Value {
-    let counters = mounted.net.as_ref().map(|net| net.counters()).unwrap_or_default();
-    let errors =
-        counters.failed_transient + counters.failed_missing + counters.failed_denied + counters.failed_wrong;
-    let (dist, millis) = latencies(&counters);
+/// Counters of the store behind a mount; mounts of the same store share them.
+pub(super) fn backend(mounted: &Mounted, engine: &EngineMetrics) -> Value {
+    let store = engine.stores.iter().find(|store| store.store == mounted.store).cloned().unwrap_or_default();
+    let errors = [store.transient, store.missing, store.denied, store.corrupt].iter().sum::<u64>();
     let none = [0u64; CLASSES];
     let mut by_size = [none; CLASSES];
     // Sizes are not counted apart: all of it stands in the row of the largest.
-    by_size[CLASSES - 1] = dist;
+    by_size[CLASSES - 1] = latencies(&store);
     json!({
         "backend_type": mounted.config.as_ref().map_or("", |config| config.backend.kind()),
-        "read_count": counters.fetched,
+        "read_count": store.requests.saturating_sub(store.in_flight),
         "read_errors": errors,
-        "read_amount_total": counters.bytes,
-        "read_cumulative_latency_millis_total": millis,
+        "read_amount_total": store.bytes,
+        "read_cumulative_latency_millis_total": store.latency_us / 1000,
         "read_cumulative_latency_millis_dist": none,
         "read_count_block_size_dist": none,
         "read_latency_sizes_dist": by_size,
     })
 }
 
-/// Latencies in the contract's classes, and their sum: each counted at the upper end of its bucket.
-fn latencies(counters: &NetCounters) -> ([u64; CLASSES], u64) {
+/// Latencies in the contract's classes, each counted at the upper end of its bucket.
+fn latencies(store: &StoreMetrics) -> [u64; CLASSES] {
     let mut dist = [0; CLASSES];
-    let mut millis = 0u64;
-    for (at, count) in counters.latency.iter().enumerate() {
-        let upper = LATENCY_BUCKETS_MS.get(at).copied().unwrap_or(10_000);
+    for (at, count) in store.latency.iter().enumerate() {
+        let upper = STORE_LATENCY_BUCKETS_MS.get(at).copied().unwrap_or(u64::MAX);
         let class = BACKEND_MS.iter().position(|bound| upper <= *bound).unwrap_or(CLASSES - 1);
         if let Some(class) = dist.get_mut(class) {
             *class += count;
         }
-        millis = millis.saturating_add(upper.saturating_mul(*count));
     }
-    (dist, millis)
+    dist
 }
 
 /// The cache behind a mount. Reads and bytes are counted for the whole daemon, whose mounts share their caches.

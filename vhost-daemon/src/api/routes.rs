@@ -163,7 +163,8 @@ impl App {
                 Work::Now(self.metrics(&request, "Pattern", by_path, metrics::pattern))
             }
             "/api/v1/metrics/backend" => {
-                Work::Now(self.metrics(&request, "BackendMetrics", by_id, metrics::backend))
+                let engine = self.daemon.storage().engine().metrics();
+                Work::Now(self.metrics(&request, "BackendMetrics", by_id, |m| metrics::backend(m, &engine)))
             }
             "/api/v1/metrics/blobcache" => {
                 let engine = self.daemon.storage().engine().metrics();

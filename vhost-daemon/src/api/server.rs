@@ -244,7 +244,8 @@ async fn run(shared: &Arc<Shared>, request: Request) -> Answer {
                 Ok(()) => Answer::done(),
                 Err(error) => Answer::failed("Upgrade", "DaemonAbnormal", &error),
             };
-            let stopped = slow(shared, Box::new(stop)).await;
+            // Not in turn with mounts: one that hangs must not keep the daemon.
+            let stopped = blocking(Box::new(stop)).await;
             if stopped.status != 204 {
                 return stopped;
             }
@@ -264,6 +265,10 @@ async fn run(shared: &Arc<Shared>, request: Request) -> Answer {
 
 async fn slow(shared: &Arc<Shared>, work: Box<dyn FnOnce() -> Answer + Send>) -> Answer {
     let _turn = shared.slow.lock().await;
+    blocking(work).await
+}
+
+async fn blocking(work: Box<dyn FnOnce() -> Answer + Send>) -> Answer {
     match tokio::task::spawn_blocking(work).await {
         Ok(answer) => answer,
         Err(_) => Answer::error(500, "the request ended by a panic; the log says more"),

@@ -24,8 +24,12 @@ use crate::mounts::{MountPath, Namespace, NamespaceError, OpenError, Storage};
 use reaper::Reaper;
 use state::StateMachine;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 use view::View;
+
+/// How long the end waits for a mount or umount that is under way.
+const TURN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Everything a running daemon knows. Share it in an `Arc`.
 #[derive(Debug)]
@@ -216,9 +220,22 @@ impl Daemon {
         self.views().retain(|view| !Arc::ptr_eq(&view.namespace, namespace));
     }
 
-    /// Ends all mounts: requests on their way fail, threads end.
+    /// Ends all mounts: requests on their way fail, threads end. A mount that hangs on its storage is not waited for.
     pub fn shutdown(&self) {
-        let _turn = self.turn();
+        let until = Instant::now() + TURN_PATIENCE;
+        let _turn = loop {
+            match self.changes.try_lock() {
+                Ok(turn) => break Some(turn),
+                Err(TryLockError::Poisoned(turn)) => break Some(turn.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    tracing::warn!("a mount hangs on its storage; ending without it");
+                    break None;
+                }
+            }
+        };
         for mounted in std::mem::take(&mut *self.mounts()).into_values() {
             mounted.backend.shutdown();
         }

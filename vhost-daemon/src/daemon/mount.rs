@@ -125,6 +125,8 @@ pub struct Mounted {
     pub backend: Arc<dyn Backend>,
     /// Its store, if that is behind a network.
     pub net: Option<Arc<NetStore>>,
+    /// Name of its store in the engine's metrics; empty for a directory.
+    pub store: String,
     /// When.
     pub mounted_time: SystemTime,
 }
@@ -135,7 +137,7 @@ impl MountRequest {
         if let Some(bad) = self.prefetch_files.iter().find(|file| !file.is_absolute()) {
             return Err(DaemonError::Prefetch(bad.display().to_string()));
         }
-        let (backend, config, net): (Arc<dyn Backend>, _, _) = match self.kind {
+        let (backend, config, net, store): (Arc<dyn Backend>, _, _, _) = match self.kind {
             FsKind::Rafs => {
                 let config = match &self.config {
                     MountConfig::Ready(config) => config.as_ref().clone(),
@@ -159,7 +161,7 @@ impl MountRequest {
                     prefetch_files: self.prefetch_files.clone(),
                 };
                 let opened = open_rafs(storage, &source)?;
-                (Arc::new(opened.mount), Some(config), opened.net)
+                (Arc::new(opened.mount), Some(config), opened.net, opened.store)
             }
             FsKind::Passthrough => {
                 let backend = PassthroughBackend::open(&self.source, PassthroughOptions::default());
@@ -167,7 +169,7 @@ impl MountRequest {
                     dir: self.source.display().to_string(),
                     reason: error.to_string(),
                 })?;
-                (Arc::new(backend), None, None)
+                (Arc::new(backend), None, None, String::new())
             }
         };
         Ok(Mounted {
@@ -179,6 +181,7 @@ impl MountRequest {
             prefetch_files: self.prefetch_files.clone(),
             backend,
             net,
+            store,
             mounted_time: SystemTime::now(),
         })
     }

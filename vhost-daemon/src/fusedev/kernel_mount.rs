@@ -58,19 +58,19 @@ pub(super) fn open_device() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// The mount's own directory, links resolved: that is how the kernel will call it.
+/// The mount's own directory, links resolved: that is how the kernel calls it. A mount that is there already is not
+/// looked at: whoever looks at one whose daemon died waits for its successor, which may be ourselves.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, FuseError> {
     let failed = |source| FuseError::Mountpoint { path: path.to_owned(), source };
-    let resolved = match path.canonicalize() {
-        Ok(resolved) => resolved,
-        // A mount whose daemon died cannot be looked at; its parent can.
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            let (parent, name) = path.parent().zip(path.file_name()).ok_or_else(|| failed(error))?;
-            return Ok(parent.canonicalize().map_err(failed)?.join(name));
+    if let Some(name) = path.file_name() {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or_else(|| Path::new("."));
+        let itself = parent.canonicalize().map_err(failed)?.join(name);
+        if connection(&itself).is_some() {
+            return Ok(itself);
         }
-        Err(error) => return Err(failed(error)),
-    };
-    Ok(resolved)
+    }
+    path.canonicalize().map_err(failed)
 }
 
 /// Mounts `device` on `path`, an existing directory.

@@ -50,6 +50,8 @@ pub struct OpenedRafs {
     pub mount: RafsMount,
     /// Its store, if that is behind a network.
     pub net: Option<Arc<NetStore>>,
+    /// Name of its store in the engine's metrics.
+    pub store: String,
 }
 
 /// Opens an image. A local store must have all blobs; one behind a network may be away for a while.
@@ -71,6 +73,8 @@ pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, O
         tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
     }
     let traces = storage.traces();
+    // As the engine names it.
+    let store = opened.store.identity().unwrap_or_else(|| format!("at {:p}", Arc::as_ptr(&opened.store)));
     let options = ReaderOptions {
         verify: config.verify,
         cache_limit: config.cache.max_bytes,
@@ -97,7 +101,7 @@ pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, O
     if rafs.iostats_files || rafs.access_pattern || rafs.latest_read_files {
         mount.keep_file_stats();
     }
-    Ok(OpenedRafs { mount, net: opened.net })
+    Ok(OpenedRafs { mount, net: opened.net, store })
 }
 
 /// What tells images apart, the same after a restart: the file, and what it says of itself. The bytes are not read for

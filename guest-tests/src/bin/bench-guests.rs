@@ -1,0 +1,193 @@
+//! `bench-guests`: many guests on one daemon beside one guest with as many requests in flight in all.
+//!
+//! One thread drives all guests and polls; each guest has a socket, memory and a ring of its own, on the same image.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use guest_tests::frontend::fuse::{ATTR_OUT, getattr_in, op, read_in};
+use guest_tests::frontend::{Client, Options};
+use guest_tests::support::binaries;
+use guest_tests::support::image::Image;
+use guest_tests::support::process::Process;
+use guest_tests::support::random::Random;
+
+/// Compares many guests on one daemon with one.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Guests.
+    #[arg(long, default_value_t = 50)]
+    guests: usize,
+    /// Requests that each of them has in flight.
+    #[arg(long, default_value_t = 16)]
+    depth: usize,
+    /// Rounds for each load; the median counts.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Milliseconds of each round.
+    #[arg(long, default_value_t = 500)]
+    millis: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Load {
+    Getattr,
+    Read4K,
+}
+
+struct Guest {
+    client: Client,
+    node: u64,
+    size: u64,
+    started: HashMap<u64, Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Round {
+    per_second: f64,
+    p99: Duration,
+}
+
+impl Guest {
+    fn connect(socket: &Path) -> Result<Self> {
+        let options = Options { memory_mib: 32, busy: true, ..Options::default() };
+        let mut client = Client::connect(socket, &options)?;
+        let entry = client.resolve(b"/data")?;
+        for offset in (0..entry.attr.size).step_by(1 << 20) {
+            client.read(entry.node, 0, offset, 1 << 20)?;
+        }
+        Ok(Self { client, node: entry.node, size: entry.attr.size, started: HashMap::new() })
+    }
+
+    fn submit(&mut self, load: Load, random: &mut Random) -> Result<()> {
+        let ring = self.client.ring();
+        let session = &mut self.client.session;
+        let unique = match load {
+            Load::Getattr => session.submit(ring, op::GETATTR, self.node, &getattr_in(), Some(ATTR_OUT))?,
+            Load::Read4K => {
+                let offset = random.below(self.size / 4096) * 4096;
+                session.submit(ring, op::READ, self.node, &read_in(0, offset, 4096), Some(4096))?
+            }
+        };
+        self.started.insert(unique, Instant::now());
+        Ok(())
+    }
+
+    fn reap(&mut self, latencies: &mut Vec<Duration>) -> Result<bool> {
+        let mut any = false;
+        while let Some(done) = self.client.session.try_next_done()? {
+            if done.errno != 0 {
+                bail!("a request failed with errno {}", done.errno);
+            }
+            if let Some(start) = self.started.remove(&done.unique) {
+                latencies.push(start.elapsed());
+            }
+            self.client.session.release(done);
+            any = true;
+        }
+        Ok(any)
+    }
+}
+
+fn round(
+    guests: &mut [Guest],
+    depth: usize,
+    load: Load,
+    time: Duration,
+    random: &mut Random,
+) -> Result<Round> {
+    let begun = Instant::now();
+    let mut latencies = Vec::new();
+    loop {
+        let over = begun.elapsed() >= time;
+        let mut any = false;
+        for guest in guests.iter_mut() {
+            let before = guest.started.len();
+            while !over && guest.started.len() < depth {
+                guest.submit(load, random)?;
+            }
+            if guest.started.len() > before {
+                guest.client.session.flush()?;
+            }
+            any |= guest.reap(&mut latencies)?;
+        }
+        if over && guests.iter().all(|guest| guest.started.is_empty()) {
+            break;
+        }
+        if !any {
+            std::thread::yield_now();
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    let p99 = latencies.get(latencies.len() * 99 / 100).copied().unwrap_or_default();
+    Ok(Round { per_second: u32::try_from(latencies.len()).map_or(0.0, f64::from) / seconds, p99 })
+}
+
+fn median(mut rounds: Vec<Round>) -> Option<Round> {
+    rounds.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
+    rounds.get(rounds.len() / 2).copied()
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let scratch = tempfile::tempdir()?;
+    let source = scratch.path().join("tree");
+    std::fs::create_dir(&source)?;
+    let mut random = Random::new(3);
+    let bytes: Vec<u8> =
+        std::iter::repeat_with(|| random.next().to_le_bytes()).take(1 << 20).flatten().collect();
+    std::fs::write(source.join("data"), bytes)?;
+    let image = Image::build(&source, 6, &[])?;
+    let sockets: Vec<PathBuf> = (0..=args.guests).map(|n| scratch.path().join(format!("{n}.sock"))).collect();
+    let mut command = Command::new(binaries::ours("rafsd")?);
+    command.args(["virtiofs", "--queues", "1", "--log-level", "warn", "--rlimit-nofile", "0"]);
+    command.arg("--bootstrap").arg(&image.bootstrap).arg("--localfs-dir").arg(&image.blobs);
+    for socket in &sockets {
+        command.arg("--sock").arg(socket);
+    }
+    let mut daemon = Process::spawn(&mut command, &scratch.path().join("log"))?;
+    let last = sockets.last().context("a socket")?;
+    while !last.exists() {
+        if daemon.ended()?.is_some() {
+            bail!("rafsd ended: {}", daemon.output());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut all = sockets.iter().map(|socket| Guest::connect(socket)).collect::<Result<Vec<_>>>()?;
+    let (one, many) = all.split_at_mut(1);
+    let time = Duration::from_millis(args.millis);
+    println!(
+        "{} guests with {} requests in flight each, beside one with {}",
+        args.guests,
+        args.depth,
+        args.guests * args.depth
+    );
+    println!(
+        "{:<10} {:>14} {:>12} {:>14} {:>12} {:>7}",
+        "load", "one, op/s", "p99 us", "many, op/s", "p99 us", "ratio"
+    );
+    for (name, load) in [("GETATTR", Load::Getattr), ("READ 4K", Load::Read4K)] {
+        let (mut alone, mut together) = (Vec::new(), Vec::new());
+        for _ in 0..args.rounds {
+            alone.push(round(one, args.guests * args.depth, load, time, &mut random)?);
+            together.push(round(many, args.depth, load, time, &mut random)?);
+        }
+        let (Some(alone), Some(together)) = (median(alone), median(together)) else { continue };
+        println!(
+            "{name:<10} {:>14.0} {:>12} {:>14.0} {:>12} {:>6.2}x",
+            alone.per_second,
+            alone.p99.as_micros(),
+            together.per_second,
+            together.p99.as_micros(),
+            together.per_second / alone.per_second
+        );
+    }
+    let usage = daemon.usage()?;
+    println!("daemon: {} KiB of anonymous memory, {} threads", usage.anon_kib, usage.threads);
+    Ok(())
+}
