@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Images with more chunks are served without an index.
 const CHUNKS_MAX: usize = 1 << 22;
+/// Chunks of a v5 blob that are found by number.
+const V5_CHUNKS_MAX: usize = 1 << 20;
 /// Directories inside each other that are followed.
 const DEPTH_MAX: usize = 1024;
 
@@ -19,6 +21,8 @@ const DEPTH_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Index {
     blobs: Vec<BlobChunks>,
+    /// Entries of all blobs together: a hostile image may use high chunk indexes in many blobs.
+    entries: usize,
 }
 
 #[derive(Debug, Default)]
@@ -65,15 +69,15 @@ impl Index {
             let Some(blob) = self.blobs.get_mut(chunk.blob.as_usize()) else { continue };
             let at = chunk.chunk.as_usize();
             seen += 1;
-            if at < CHUNKS_MAX {
-                if blob.homes.len() <= at {
-                    blob.homes.resize(at + 1, 0);
-                }
+            let more = (at + 1).saturating_sub(blob.homes.len());
+            if self.entries.saturating_add(more) <= CHUNKS_MAX {
+                self.entries += more;
+                blob.homes.resize(blob.homes.len() + more, 0);
                 if let Some(home) = blob.homes.get_mut(at).filter(|home| **home == 0) {
                     *home = directory;
                 }
             }
-            if keep_chunks {
+            if keep_chunks && blob.chunks.len() < V5_CHUNKS_MAX {
                 blob.chunks.entry(chunk.chunk.0).or_insert(ChunkRef { file_offset: 0, ..chunk });
             }
         }

@@ -20,6 +20,8 @@ const BYTES_PER_THREAD: u64 = 256 << 10;
 const LOOK_AHEAD: u64 = 2 << 20;
 /// How long the chunk info of a blob is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Units that are remembered as asked for.
+const QUEUED_MAX: usize = 1 << 18;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// What to prefetch, in this order, and how.
@@ -282,6 +284,10 @@ impl Prefetcher {
             return;
         };
         let Some((unit, _)) = core.absent_unit(state, info, &source, chunk) else { return };
+        if self.queued.len() >= QUEUED_MAX {
+            // What is on its way or here already is left out anyway.
+            self.queued.clear();
+        }
         if self.queued.insert((chunk.blob, unit.id)) {
             self.pending_bytes = self.pending_bytes.saturating_add(unit.stored_size.into());
             self.pending.push(Wanted { blob: chunk.blob, chunk: *chunk, unit });

@@ -14,12 +14,17 @@ pub(super) struct Queue<J> {
 struct State<J> {
     jobs: VecDeque<J>,
     idle: VecDeque<J>,
+    /// Jobs given out since an idle one was.
+    passed_over: u32,
     closed: bool,
 }
 
+/// One idle job comes after so many others at the latest: somebody may have begun to wait for it meanwhile.
+const PASSED_OVER_MAX: u32 = 8;
+
 impl<J> Queue<J> {
     pub fn new() -> Self {
-        let state = State { jobs: VecDeque::new(), idle: VecDeque::new(), closed: false };
+        let state = State { jobs: VecDeque::new(), idle: VecDeque::new(), passed_over: 0, closed: false };
         Self { state: Mutex::new(state), arrived: Condvar::new() }
     }
 
@@ -55,10 +60,15 @@ impl<J> Queue<J> {
             if state.closed {
                 return None;
             }
-            if let Some(job) = state.jobs.pop_front() {
+            if state.passed_over < PASSED_OVER_MAX
+                && let Some(job) = state.jobs.pop_front()
+            {
+                state.passed_over += u32::from(!state.idle.is_empty());
                 return Some(job);
             }
-            if let Some(job) = state.idle.pop_front() {
+            state.passed_over = 0;
+            let State { jobs, idle, .. } = &mut *state;
+            if let Some(job) = idle.pop_front().or_else(|| jobs.pop_front()) {
                 return Some(job);
             }
             state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -79,5 +89,23 @@ impl<J> Queue<J> {
     /// Whether it has been closed.
     pub fn is_closed(&self) -> bool {
         self.state().closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_jobs_come_late_but_come() {
+        let queue = Queue::new();
+        queue.push_idle(1000).unwrap();
+        (0..20).for_each(|n| queue.push(n).unwrap());
+        let order: Vec<i32> = (0..21).filter_map(|_| queue.pop()).collect();
+        assert_eq!(order.iter().position(|&n| n == 1000), Some(8));
+        assert!(order.iter().filter(|&&n| n < 1000).is_sorted());
+        queue.push(1).unwrap();
+        assert_eq!(queue.close(), [1]);
+        assert_eq!((queue.pop(), queue.push(2)), (None, Err(2)));
     }
 }

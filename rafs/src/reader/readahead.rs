@@ -378,7 +378,8 @@ mod tests {
         }
         let reads = COUNT / 4;
         assert!(blob.misses < reads / 4, "{} of {reads}", blob.misses);
-        assert!(blob.fetched <= u64::from(reads) * 13 / 10, "{} for {reads}", blob.fetched);
+        // Directories between them are guessed too, within the credit.
+        assert!(blob.fetched <= u64::from(reads) * 21 / 10, "{} for {reads}", blob.fetched);
     }
 
     #[test]
