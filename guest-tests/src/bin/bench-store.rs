@@ -107,7 +107,6 @@ impl Bench {
                 .with_context(|| format!("{path}\n{}", process.output()))?;
             if opened.elapsed() > Duration::from_millis(self.args.latency / 2) {
                 waits += 1;
-                eprintln!("SLOW {path} {:?}", opened.elapsed());
             }
         }
         let took = begun.elapsed();
