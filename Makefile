@@ -32,7 +32,7 @@ deps: ## Install the Debian packages that building and testing need, if any is m
 	  echo "installing$$missing"; \
 	  $$sudo apt-get -qq update && \
 	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get -qq -y --no-install-recommends install $$missing >/dev/null; \
-	elif [ ! -s .guest/release ]; then \
+	elif [ ! -s .guest/made-for ]; then \
 	  $$sudo apt-get -qq update; \
 	fi
 

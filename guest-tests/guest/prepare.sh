@@ -5,8 +5,9 @@
 #
 #   OUT/vmlinux   Debian's cloud kernel as an ELF file, which QEMU starts without a boot loader
 #   OUT/busybox   a static busybox
-#   OUT/modules/  the modules virtio-fs and the output port need, numbered in loading order
-#   OUT/release   the kernel's release; written last, so a half-made cache is made again
+#   OUT/modules/  the modules that are needed, numbered in loading order
+#   OUT/release   the kernel's release
+#   OUT/made-for  which modules were wanted; written last, so a half-made or older cache is made again
 #
 # Both packages are downloaded and unpacked, never installed. Nothing happens when OUT is complete.
 set -euo pipefail
@@ -15,7 +16,8 @@ fail() { echo "prepare.sh: $*" >&2; exit 1; }
 
 [ $# -ge 1 ] || fail "usage: prepare.sh OUT [KERNEL-PACKAGE]"
 package=${2:-linux-image-cloud-$(dpkg --print-architecture)}
-[ ! -s "$1/release" ] || exit 0
+modules='virtio_pci virtio_console virtiofs overlay'
+[ "$(cat "$1/made-for" 2> /dev/null)" != "$modules" ] || exit 0
 for tool in dpkg-deb modprobe depmod xz zstd lz4; do
   command -v "$tool" > /dev/null || fail "$tool is missing: run 'make deps'"
 done
@@ -69,7 +71,7 @@ unpacked '\xfd7zXZ\x00' xz -dc || unpacked '\x28\xb5\x2f\xfd' zstd -dcq || unpac
 depmod -b "$base" "$release"
 rm -rf "$out/modules" && mkdir "$out/modules"
 number=100
-for module in virtio_pci virtio_console virtiofs; do
+for module in $modules; do
   plan=$(modprobe -d "$base" -S "$release" --show-depends "$module") || fail "kernel $release has no $module"
   while read -r action file _; do
     [ "$action" = insmod ] || continue # what is built in needs no loading
@@ -85,4 +87,5 @@ for module in virtio_pci virtio_console virtiofs; do
   done <<< "$plan"
 done
 echo "$release" > "$out/release"
+echo "$modules" > "$out/made-for"
 echo "prepare.sh: kernel $release, $(ls "$out/modules" | wc -l) modules in $out" >&2
