@@ -587,6 +587,10 @@ fn every_store_gives_what_a_directory_gives() {
         fs::write(&file, format!(r#"{{"version": 2, "backend": {{"type": "{kind}", "{kind}": {config}}}}}"#))
             .unwrap();
         ok(&["check", text(&at("boot")), "-C", text(&file)]);
+        let blobs = ok(&["inspect", text(&at("boot")), "--request", "blobs", "--config", text(&file)]);
+        assert_eq!(serde_json::from_slice::<Value>(&blobs.stdout).unwrap().as_array().unwrap().len(), 1);
+        ok(&["merge", "-B", text(&at("merged")), "-C", text(&file), text(&at("boot"))]);
+        assert_eq!(run(&["merge", "-B", text(&at("merged")), "-C", "/nowhere", "x"]).status.code(), Some(1));
         let wrong =
             config.replace(&host, "127.0.0.1:1").replace('}', ", \"deadline\": 1, \"retry_limit\": 1}");
         let backend = ["--backend-type", kind, "--backend-config", &wrong];

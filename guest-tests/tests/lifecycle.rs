@@ -145,6 +145,10 @@ fn sockets_of_others_are_respected_and_stale_ones_replaced() {
     drop(listener);
     // The file is still there, but nobody listens any more.
     let mut process = copy.start(&mut copy.command());
+    while UnixStream::connect(copy.path("s")).is_err() {
+        assert_eq!(process.ended().unwrap(), None, "{}", process.output());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     process.terminate().unwrap();
     assert!(process.wait(LIMIT).unwrap().success());
 }

@@ -4,9 +4,10 @@
 use guest_tests::support::binaries;
 use guest_tests::support::daemon::Daemon;
 use guest_tests::support::image::Image;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -57,18 +58,59 @@ fn status_field(pid: u32, field: &str) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
+/// A ustar archive of `count` files of a few bytes each, no two alike, 500 in a directory.
+fn archive_of(count: u64, mut out: impl Write) {
+    let mut block = [0u8; 512];
+    let mut put = |at: usize, text: &str, block: &mut [u8; 512]| {
+        block[at..at + text.len()].copy_from_slice(text.as_bytes());
+    };
+    for n in 0..count {
+        let name = format!("d{:05}/file-{n:08}", n / 500);
+        block.fill(0);
+        put(0, &name, &mut block);
+        for (at, field) in [(100, "0000644"), (108, "0000000"), (116, "0000000"), (136, "00000000000")] {
+            put(at, field, &mut block);
+        }
+        put(124, &format!("{:011o}", name.len()), &mut block);
+        put(156, "0", &mut block);
+        put(257, "ustar\u{0}00", &mut block);
+        put(148, "        ", &mut block);
+        let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+        put(148, &format!("{sum:06o}\u{0} "), &mut block);
+        out.write_all(&block).unwrap();
+        block.fill(0);
+        put(0, &name, &mut block);
+        out.write_all(&block).unwrap();
+    }
+    out.write_all(&[0; 1024]).unwrap();
+}
+
 /// Runs `rafs-image create` and returns the most memory it had, bytes.
 fn peak_of_create(source: &Path, version: &str) -> u64 {
+    peak_of(&[OsStr::new("-v"), version.as_ref(), source.as_os_str()], |_| {})
+}
+
+/// Runs `rafs-image create` with `feed` at its standard input and returns the most memory it had, bytes.
+fn peak_of(args: &[&OsStr], feed: impl FnOnce(ChildStdin) + Send) -> u64 {
     let out = tempfile::tempdir().unwrap();
     let mut child = Command::new(binaries::ours("rafs-image").unwrap())
-        .args(["create", "--log-level", "warn", "-v", version, "--bootstrap"])
+        .args(["create", "--log-level", "warn", "--bootstrap"])
         .arg(out.path().join("boot"))
         .arg("--blob-dir")
         .arg(out.path())
-        .arg(source)
+        .args(args)
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || feed(stdin));
+        watch(&mut child)
+    })
+}
+
+fn watch(child: &mut Child) -> u64 {
     let mut peak = 0;
     loop {
         // The high-water mark only grows, so the last look before the end is near enough.
@@ -111,5 +153,17 @@ fn create_takes_128_mib_whatever_the_amount_of_data() {
             little / MIB,
             much / MIB
         );
+    }
+}
+
+#[test]
+fn create_takes_400_bytes_for_a_further_entry() {
+    let (few, many) = (50_000, 250_000);
+    for version in ["5", "6"] {
+        let args = ["-v", version, "--type", "tar-rafs", "/dev/stdin"].map(OsStr::new);
+        let [little, much] = [few, many].map(|count| peak_of(&args, |stdin| archive_of(count, stdin)));
+        let each = much.saturating_sub(little) / (many - few);
+        assert!(each <= 400, "v{version}: {each} bytes an entry");
+        assert!(each >= 50, "v{version}: {each} bytes an entry: was it looked at in time?");
     }
 }

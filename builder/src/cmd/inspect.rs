@@ -3,6 +3,7 @@
 //! Owns: its flags, the prompt, and silence: a client reads stdout and stderr of a request together as one JSON
 //! value. Does not own: the commands.
 
+use super::backend::ConfigFile;
 use crate::inspect::Inspector;
 use anyhow::{anyhow, bail};
 use rafs::image::Image;
@@ -24,8 +25,12 @@ pub(super) struct InspectArgs {
     bootstrap_flag: Option<PathBuf>,
 
     /// Accepted for compatibility; no data is read
-    #[arg(short = 'D', long, value_name = "DIR", hide = true)]
+    #[arg(short = 'D', long, value_name = "DIR", hide = true, conflicts_with = "config")]
     blob_dir: Option<PathBuf>,
+
+    /// Configuration file that names a backend. It is checked; no data is read
+    #[arg(short = 'C', long, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// Run this command, print JSON and exit: blobs, prefetch, stats, ...
     #[arg(short = 'R', long, value_name = "COMMAND")]
@@ -37,6 +42,9 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let Some(bootstrap) = args.bootstrap.as_ref().or(args.bootstrap_flag.as_ref()) else {
         bail!("say which bootstrap to inspect");
     };
+    if let Some(file) = &args.config {
+        ConfigFile::load(file)?;
+    }
     let image = Image::open(bootstrap)?;
     let mut inspector = Inspector::new(&image);
     let mut stdout = std::io::stdout().lock();

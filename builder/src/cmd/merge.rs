@@ -2,6 +2,7 @@
 //!
 //! Owns: its flags, the lists that come one value a layer. Does not own: merging.
 
+use super::backend::ConfigFile;
 use super::json::Report;
 use super::{chunk_dict, prefetch};
 use crate::layer::{self, MergeOptions, OwnBlob};
@@ -61,6 +62,10 @@ pub(super) struct MergeArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     blob_toc_sizes: Vec<String>,
 
+    /// Configuration file that names a backend. It is checked; merging reads no data, and ids come from file names
+    #[arg(short = 'C', long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// Write a report for programs to FILE
     #[arg(short = 'J', long, value_name = "FILE")]
     output_json: Option<PathBuf>,
@@ -68,6 +73,9 @@ pub(super) struct MergeArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &MergeArgs) -> anyhow::Result<()> {
+    if let Some(file) = &args.config {
+        ConfigFile::load(file)?;
+    }
     let (prefetch_policy, prefetch_patterns) = prefetch::read(args.prefetch_policy)?;
     let (bootstrap, named_by_digest) = match (&args.bootstrap, &args.blob_dir) {
         (Some(file), _) => (file.clone(), false),
