@@ -5,6 +5,9 @@ cd "$(dirname "$0")"
 interop=../guest-tests/corpus/interop
 mkdir -p corpus/bootstrap_v5 corpus/bootstrap_v6 corpus/blob_meta
 
+# What once broke a target, by target.
+cp -r regressions/. corpus/
+
 # v5: without the reserved part of the superblock (see fuzz_targets/bootstrap_v5.rs).
 for file in "$interop"/v5-*/bootstrap "$interop"/v5-*/*-bootstrap "$interop"/v5-*/layers/*; do
     [ "$(wc -c < "$file")" -lt 300000 ] || continue

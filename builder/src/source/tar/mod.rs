@@ -22,7 +22,7 @@ use super::{Expected, Input, Piece, Source, Task};
 use crate::error::BuildError;
 use crate::options::{ChunkSize, ImageOptions};
 use crate::progress::Progress;
-use crate::tree::{Attributes, NameIndex, NodeId, ROOT, S_IFDIR, S_IFMT, Tree};
+use crate::tree::{Attributes, NodeId, Paths, ROOT, S_IFDIR, S_IFMT, Tree};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -43,7 +43,7 @@ pub(crate) struct TarSource {
     path: PathBuf,
     /// `None` when everything was read.
     entries: Option<Entries<Stream>>,
-    index: NameIndex,
+    paths: Paths,
     repeatable: bool,
     /// Which files are stored elsewhere.
     attributes: Arc<crate::attributes::Attributes>,
@@ -119,7 +119,7 @@ impl TarSource {
         let source = Self {
             path: path.to_path_buf(),
             entries: Some(Entries::new(stream)),
-            index: NameIndex::default(),
+            paths: Paths::default(),
             repeatable: options.repeatable,
             attributes: options.attributes.clone(),
             chunk_size: options.chunk_size,
@@ -201,7 +201,7 @@ impl TarSource {
             return Ok(());
         };
         let parent = self.make_parents(tree, parents, &path)?;
-        let node = self.place(tree, parent, name, attributes)?;
+        let node = self.paths.place(tree, parent, name, attributes)?;
         self.progress.add_entry();
         match entry.kind {
             Kind::Symlink => {
@@ -240,56 +240,14 @@ impl TarSource {
     }
 
     fn make_parents(&mut self, tree: &mut Tree, names: &[&[u8]], path: &[u8]) -> Result<NodeId, BuildError> {
-        let mut at = ROOT;
-        for name in names {
-            at = match self.index.find(tree, at, name) {
-                Some(id) if tree.node(id).is_dir() => id,
-                Some(_) => return Err(self.refused(path, "an entry above it is no directory")),
-                None => {
-                    let attributes = Attributes { mode: MISSING_MODE, ..Attributes::default() };
-                    let id = tree.add(at, name, attributes)?;
-                    self.index.insert(tree, id);
-                    id
-                }
-            };
-        }
-        Ok(at)
-    }
-
-    /// The node for `name` in `parent`: a new one, or a directory that is there already.
-    fn place(
-        &mut self,
-        tree: &mut Tree,
-        parent: NodeId,
-        name: &[u8],
-        attributes: Attributes,
-    ) -> Result<NodeId, BuildError> {
-        if let Some(known) = self.index.find(tree, parent, name) {
-            if tree.node(known).is_dir() && attributes.mode & S_IFMT == S_IFDIR {
-                tree.node_mut(known).attributes = attributes;
-                return Ok(known);
-            }
-            self.forget(tree, known);
-            // It stays as an unnamed node: other names may share its data.
-            tree.unlink(known);
-        }
-        let id = tree.add(parent, name, attributes)?;
-        self.index.insert(tree, id);
-        Ok(id)
-    }
-
-    /// Takes a node and all below it out of the index.
-    fn forget(&mut self, tree: &Tree, id: NodeId) {
-        let mut pending = vec![id];
-        while let Some(id) = pending.pop() {
-            self.index.remove(tree, id);
-            pending.extend(tree.children_unsorted(id));
-        }
+        let missing = Attributes { mode: MISSING_MODE, ..Attributes::default() };
+        let parent = self.paths.make_parents(tree, names, missing)?;
+        parent.ok_or_else(|| self.refused(path, "an entry above it is no directory"))
     }
 
     fn link(&mut self, tree: &mut Tree, node: NodeId, target: &[u8], path: &[u8]) -> Result<(), BuildError> {
         let names = self.components(target)?;
-        let found = names.iter().try_fold(ROOT, |at, name| self.index.find(tree, at, name));
+        let found = self.paths.find(tree, &names);
         let Some(found) = found.filter(|id| *id != node && !tree.node(*id).is_dir()) else {
             let shown = OsStr::from_bytes(target);
             return Err(self.refused(path, format!("a hardlink to {shown:?}, which is no earlier file")));

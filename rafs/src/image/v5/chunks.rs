@@ -25,6 +25,8 @@ pub(crate) struct Chunks<'a> {
     count: u64,
     /// Next record.
     next: u64,
+    /// File position of the range.
+    start: u64,
     /// File position behind the range; at most the file size.
     end: u64,
     file_size: u64,
@@ -45,6 +47,7 @@ impl<'a> Chunks<'a> {
             records: inode.content,
             count: inode.extra & u64::from(u32::MAX),
             next: offset >> base.chunk_size.trailing_zeros(),
+            start: offset,
             end,
             file_size: inode.size,
             holes: None,
@@ -154,6 +157,10 @@ impl Iterator for Chunks<'_> {
         let chunk = self.chunk(self.next);
         self.next += 1;
         match &chunk {
+            // A short chunk of a dictionary may end before the range that begins in its place; the next does not.
+            Ok(c) if self.holes.is_none() && c.file_offset + u64::from(c.uncompressed_size) <= self.start => {
+                return self.next();
+            }
             Ok(c) if self.holes.is_some() => {
                 self.holes = Some(c.file_offset + u64::from(c.uncompressed_size));
             }
