@@ -61,7 +61,7 @@ fn status_field(pid: u32, field: &str) -> Option<u64> {
 /// A ustar archive of `count` files of a few bytes each, no two alike, 500 in a directory.
 fn archive_of(count: u64, mut out: impl Write) {
     let mut block = [0u8; 512];
-    let mut put = |at: usize, text: &str, block: &mut [u8; 512]| {
+    let put = |at: usize, text: &str, block: &mut [u8; 512]| {
         block[at..at + text.len()].copy_from_slice(text.as_bytes());
     };
     for n in 0..count {
