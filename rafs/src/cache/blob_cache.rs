@@ -247,7 +247,12 @@ impl BlobCache {
 
     /// Tells it where chunks lie, so that cold ones can be taken away. The first who knows is believed.
     pub fn set_extents(&self, extents: Extents) {
-        let _ = self.extents.set(extents);
+        if self.extents.set(extents).is_ok()
+            && let Some(dir) = &self.dir
+        {
+            // What was here before may be more than is allowed now.
+            dir.keep_to_limit();
+        }
     }
 
     /// The blob's id, when the file is in a cache directory.

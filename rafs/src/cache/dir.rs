@@ -6,7 +6,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A cache directory and the boot it is used in.
@@ -37,6 +37,11 @@ impl CacheDir {
     #[must_use]
     pub fn boot_id(&self) -> [u8; 16] {
         self.boot_id
+    }
+
+    /// The directory itself.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Device and inode number: the same directory by any path.

@@ -2,9 +2,12 @@
 //!
 //! Before a chunk is written, room is made for it: cache files of images that nobody uses go first, then chunks that have
 //! not been read for a while. Where no room can be made (others use the files too, or everything is larger than the limit)
-//! nothing is written. Blocks are counted as the file system counts them, so that the sum is right whoever wrote.
+//! nothing is written. Blocks are counted as the file system counts them, so that the sum is right whoever wrote; and from
+//! the count until the chunk is written no other process that has a limit may write, so that it stays right.
 
 use super::{BlobCache, CacheDir, CacheError, lease};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +18,10 @@ use std::time::{Duration, Instant, SystemTime};
 const IDLE_PERIOD: Duration = Duration::from_secs(10);
 /// Bytes that writing a chunk may take beyond its size: blocks at both ends, and the file system's own.
 const SLACK: u64 = 8192;
+/// How often, and how long apart, the right to write is tried while another process has it. Who does not get it serves the
+/// chunk without keeping it: nobody waits for a process that may be stopped.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a directory holds, and how much it may.
 #[derive(Debug, Default)]
@@ -31,19 +38,27 @@ struct State {
     idle: Option<(u64, Instant)>,
     /// Bytes that are being written.
     reserved: u64,
+    /// Pieces of writing that have room. As long as there is one, other processes write nothing.
+    writers: u32,
 }
 
 /// Room for bytes that are being written.
 #[derive(Debug)]
 pub(super) struct Room<'a> {
-    space: &'a Space,
+    /// `None`: there is no limit, and nothing is counted.
+    dir: Option<&'a CacheDir>,
     bytes: u64,
 }
 
 impl Drop for Room<'_> {
     fn drop(&mut self) {
-        let mut state = self.space.state();
+        let Some(dir) = self.dir else { return };
+        let mut state = dir.space.state();
         state.reserved = state.reserved.saturating_sub(self.bytes);
+        state.writers = state.writers.saturating_sub(1);
+        if state.writers == 0 {
+            dir.let_others_write();
+        }
     }
 }
 
@@ -94,11 +109,17 @@ impl CacheDir {
     pub(super) fn room(&self, bytes: u64) -> Option<Room<'_>> {
         let mut state = self.space.state();
         if state.limit == 0 {
-            return Some(Room { space: &self.space, bytes: 0 });
+            return Some(Room { dir: None, bytes: 0 });
         }
         let bytes = bytes.saturating_add(SLACK);
         let limit = state.limit;
         let wanted = limit.checked_sub(bytes)?;
+        if state.writers == 0 && !self.keep_others_from_writing() {
+            return None;
+        }
+        state.writers = state.writers.saturating_add(1);
+        // Dropped when there turns out to be none; `state` is let go before.
+        let mut room = Room { dir: Some(self), bytes: 0 };
         let open: Vec<Arc<BlobCache>> = state.open.iter().filter_map(Weak::upgrade).collect();
         let in_use =
             |state: &State| open.iter().map(|c| c.bytes()).sum::<u64>().saturating_add(state.reserved);
@@ -125,10 +146,38 @@ impl CacheDir {
             }
         }
         if used(&state) > wanted {
+            drop(state);
             return None;
         }
         state.reserved = state.reserved.saturating_add(bytes);
-        Some(Room { space: &self.space, bytes })
+        room.bytes = bytes;
+        Some(room)
+    }
+
+    /// Brings what is over the limit back to it, as far as that can be done now.
+    pub(super) fn keep_to_limit(&self) {
+        drop(self.room(0));
+    }
+
+    fn keep_others_from_writing(&self) -> bool {
+        for turn in 0..TRIES {
+            if turn > 0 {
+                std::thread::sleep(PAUSE);
+            }
+            match rustix::fs::flock(self.fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return true,
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                // A file system without such locks: then the limit is this process's own.
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+
+    fn let_others_write(&self) {
+        if let Err(error) = rustix::fs::flock(self.fd(), FlockOperation::Unlock) {
+            tracing::debug!(%error, "the cache directory stays locked until the next chunk is written");
+        }
     }
 
     /// Blobs that are not among `open`.
