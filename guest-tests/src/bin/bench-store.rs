@@ -185,22 +185,22 @@ fn download(server: &BlobServer, image: &Image) -> Result<(Duration, u64)> {
     Ok((begun.elapsed(), bytes))
 }
 
-/// Regular files below `root` with data, in the order in which a builder walks.
+/// Regular files below `root` with data, in the order of their chunks: those of a directory before its directories.
 fn walk(root: &Path, dir: &Path, out: &mut Vec<String>) -> Result<()> {
     let mut entries: Vec<_> = std::fs::read_dir(dir)?.collect::<std::io::Result<_>>()?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in &entries {
+    let is_dir = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let (dirs, files): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| is_dir(entry));
+    for entry in files {
         let kind = entry.file_type()?;
-        if kind.is_dir() {
-            walk(root, &entry.path(), out)?;
-        } else if kind.is_file()
+        if kind.is_file()
             && entry.metadata()?.len() > 0
             && let Some(path) = entry.path().strip_prefix(root)?.to_str()
         {
             out.push(format!("/{path}"));
         }
     }
-    Ok(())
+    dirs.into_iter().try_for_each(|dir| walk(root, &dir.path(), out))
 }
 
 fn main() -> Result<()> {

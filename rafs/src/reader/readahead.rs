@@ -17,9 +17,9 @@ const PAYS: u64 = 16;
 /// Read after which half of what was known of guesses is forgotten, so that a reader who changes is noticed.
 const MEMORY: u64 = 8 << 20;
 /// Guessed and not read: so much, ...
-const UNREAD: u64 = 8 << 20;
+const UNREAD: u64 = 10 << 20;
 /// ... and so many percent of what was read.
-const UNREAD_PERCENT: u64 = 65;
+const UNREAD_PERCENT: u64 = 60;
 /// Larger chunks are guessed only in the directory that is being read.
 const SMALL: u32 = 128 << 10;
 /// Read in order after which a reader is taken to go on like that.
@@ -199,7 +199,7 @@ impl Ahead {
             // All of a small directory. Less at first: many are only passed through.
             let window = if again { ceiling } else { ceiling / 2 }.saturating_sub(unread);
             // What is guessed here is read in any order, so hits count too; but not for a few more bytes.
-            if let Some(home) = own.home.filter(|_| missed || window >= ceiling / 2) {
+            if let Some(home) = own.home.filter(|_| missed || window >= ceiling / 4) {
                 picker.directory(chunk, home, window);
             }
             if missed {
