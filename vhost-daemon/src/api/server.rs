@@ -188,11 +188,16 @@ async fn turn_away(mut stream: UnixStream) {
 }
 
 async fn connection(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
-    // Whoever only listens for our end costs no buffers.
+    // Whoever only listens for our end costs hardly anything.
     tokio::select! {
         _ = stream.readable() => {}
         _ = stopped.changed() => return,
     }
+    Box::pin(talk(stream, shared, stopped)).await;
+}
+
+/// Requests and answers, until one side ends.
+async fn talk(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
         async move { Ok::<_, Infallible>(respond(&shared, request).await) }
