@@ -1,0 +1,39 @@
+//! Runs `rafs-image` as a user does, and what tests do with its files.
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+pub fn rafs_image(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rafs-image"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+pub fn run(args: &[&str]) -> Output {
+    rafs_image(args).output().unwrap()
+}
+
+pub fn ok(args: &[&str]) -> Output {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+pub fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    rafs::codec::digest(rafs::codec::Digester::Sha256, bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+pub fn fifo(path: &Path) {
+    let mode = rustix::fs::Mode::from_raw_mode(0o640);
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+}
