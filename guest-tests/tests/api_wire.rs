@@ -203,6 +203,9 @@ fn slow_mounts_delay_no_question_and_idle_connections_stay() {
         }
     };
     assert_eq!(daemon.call("GET", "/api/v1/daemon", None).unwrap().status, 200);
+    // It waits for more to read now, and others do not wait for it.
+    assert_eq!(daemon.mount("POST", "/beside", &slow).unwrap(), 204);
+    assert_eq!(daemon.call("DELETE", "/api/v1/mount?mountpoint=/beside", None).unwrap().status, 204);
     drop(writer);
     assert!([204, 500].contains(&mounting.answer().unwrap().status));
     assert_eq!(daemon.mount("POST", "/after", &slow).unwrap(), 204);

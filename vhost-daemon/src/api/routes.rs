@@ -40,7 +40,7 @@ pub struct App {
 pub enum Work {
     /// At once.
     Now(Answer),
-    /// By something that may wait for storage: on another thread, one after the other.
+    /// By something that may wait for storage: on another thread.
     Slow(Box<dyn FnOnce() -> Answer + Send>),
     /// At once, and then the daemon ends.
     Exit(Answer),

@@ -1,7 +1,7 @@
 //! The server: HTTP/1.1 on a unix socket.
 //!
 //! Owns: the socket and its file, connections, limits. One thread reads and writes all connections; what may wait for
-//! storage runs on a thread of its own, one request at a time, so that questions are answered meanwhile. Connections that
+//! storage runs on threads of its own, so that questions are answered meanwhile, and other mounts made. Connections that
 //! say nothing stay open for ever: clients take a hang-up for the daemon's death. Does not own: what requests mean.
 
 use super::answer::Answer;
@@ -27,7 +27,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 /// Largest request body, bytes: as large as a configuration file may be, and JSON around it.
 pub const BODY_MAX: usize = 2 << 20;
@@ -37,6 +37,12 @@ const BODY_SMALL: usize = 16 << 10;
 const BODIES_MAX: usize = 64 << 20;
 /// Connections at a time, if there are descriptors for them.
 const CONNECTIONS_MAX: u64 = 4096;
+/// Requests at a time that may wait for storage.
+const SLOW_MAX: usize = 32;
+/// Threads for them, and for two requests that end the daemon whatever hangs.
+const THREADS_MAX: usize = SLOW_MAX + 2;
+/// How long a thread waits for the next such request.
+const IDLE: Duration = Duration::from_secs(1);
 /// How long connections have to finish what they say when the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -75,7 +81,8 @@ impl ApiServer {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
-            .max_blocking_threads(4)
+            .max_blocking_threads(THREADS_MAX)
+            .thread_keep_alive(IDLE)
             .thread_name("api-work")
             .build()
             .context("cannot start the API's event loop")?;
@@ -119,8 +126,8 @@ fn connections_max() -> usize {
 /// What all connections share.
 struct Shared {
     app: Arc<App>,
-    /// Whoever holds it may wait for storage.
-    slow: Mutex<()>,
+    /// Whoever holds a permit may wait for storage.
+    slow: Semaphore,
     /// Bytes that large bodies may still have.
     bodies: Semaphore,
 }
@@ -137,7 +144,7 @@ async fn serve(
             return;
         }
     };
-    let shared = Arc::new(Shared { app, slow: Mutex::new(()), bodies: Semaphore::new(BODIES_MAX) });
+    let shared = Arc::new(Shared { app, slow: Semaphore::new(SLOW_MAX), bodies: Semaphore::new(BODIES_MAX) });
     let room = Arc::new(Semaphore::new(connections_max()));
     loop {
         let stream = tokio::select! {
@@ -338,7 +345,8 @@ async fn run(shared: &Arc<Shared>, request: &Request) -> Answer {
 }
 
 async fn slow(shared: &Arc<Shared>, work: Box<dyn FnOnce() -> Answer + Send>) -> Answer {
-    let _turn = shared.slow.lock().await;
+    // Never closed, so there is always one to be had in the end.
+    let _permit = shared.slow.acquire().await;
     blocking(work).await
 }
 
