@@ -5,7 +5,6 @@
 use crate::build::{CreateOptions, CreateReport};
 use crate::error::BuildError;
 use crate::options::{ImageOptions, Version};
-use crate::output::Output;
 use crate::pack::Chunk;
 use crate::progress::Progress;
 use crate::source::{TarIndex, TarSource};

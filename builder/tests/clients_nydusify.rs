@@ -5,13 +5,9 @@ mod support;
 
 use rafs::image::Image;
 use serde_json::Value;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use support::command::{fifo, hex, json, ok, rafs_image, run, text};
+use std::fs;
+use std::process::Stdio;
+use support::command::{fifo, finish, hex, json, ok, rafs_image, run, take, text};
 use support::layer::Layer;
 use support::read::contents;
 use support::source::noise;

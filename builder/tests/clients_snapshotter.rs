@@ -6,38 +6,15 @@ mod support;
 use rafs::image::Image;
 use serde_json::Value;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use support::command::{fifo, hex, json, ok, rafs_image, run, text};
+use std::process::Stdio;
+use support::command::{feed, fifo, finish, hex, json, ok, rafs_image, take, text};
 use support::layer::Layer;
 use support::read::contents;
 use support::source::noise;
-
-fn feed(path: &Path, bytes: Vec<u8>) -> std::thread::JoinHandle<()> {
-    let path = path.to_path_buf();
-    std::thread::spawn(move || File::options().write(true).open(path).unwrap().write_all(&bytes).unwrap())
-}
-
-fn take(path: &Path) -> std::thread::JoinHandle<Vec<u8>> {
-    let path = path.to_path_buf();
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        File::open(path).unwrap().read_to_end(&mut bytes).unwrap();
-        bytes
-    })
-}
-
-fn finish(mut child: Child, stdin: Option<&[u8]>) {
-    if let Some(bytes) = stdin {
-        child.stdin.take().unwrap().write_all(bytes).unwrap();
-    }
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stdout.is_empty());
-}
 
 /// C: pack with source and blob as FIFOs; the blob is stored under its sha256 in `blobs`.
 fn pack(layer: &Layer, more: &[&str], blobs: &Path) -> PathBuf {
