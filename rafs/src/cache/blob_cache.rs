@@ -235,6 +235,13 @@ impl BlobCache {
         self.views().iter().filter(|view| view.strong_count() > 0).count() > 1
     }
 
+    /// Whether bytes of ready chunks stay as they are: nothing is taken away to keep to a limit, and no other image
+    /// writes the file.
+    #[must_use]
+    pub fn is_steady(&self) -> bool {
+        !self.dir.as_ref().is_some_and(|dir| dir.is_limited()) && !self.is_shared()
+    }
+
     /// Makes a chunk unready for all; says whether it was ready for any.
     fn unready(&self, chunk: u32) -> bool {
         let mut any = false;

@@ -4,6 +4,7 @@
 //! (`channel`), mounting.
 
 use super::channel::{Buffers, Channel, Later, Received, channels};
+use super::pages::Pages;
 use super::sys;
 use crate::daemon::Inflight;
 use crate::fuse::abi::op;
@@ -44,6 +45,7 @@ pub(super) struct Session {
     shared: Arc<Shared>,
     later: Arc<Later>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    pages: Arc<Pages>,
 }
 
 impl std::fmt::Debug for Session {
@@ -84,12 +86,15 @@ impl Session {
             in_hand,
             ..Shared::default()
         });
-        let session = Self { shared: Arc::clone(&shared), later, threads: Mutex::default() };
+        let pages = Arc::new(Pages::default());
+        let session =
+            Self { shared: Arc::clone(&shared), later, threads: Mutex::default(), pages: Arc::clone(&pages) };
         for (at, channel) in channels.into_iter().enumerate() {
             let worker = Worker {
                 at,
                 channel,
                 shared: Arc::clone(&shared),
+                pages: Arc::clone(&pages),
                 server: Arc::clone(serving.server),
                 on_init: Arc::clone(&serving.on_init),
                 on_end: Arc::clone(&serving.on_end),
@@ -136,6 +141,11 @@ impl Session {
         }
     }
 
+    /// Lets go of files that reads came from: some of them may be of no use any more.
+    pub(super) fn forget_files(&self) {
+        self.pages.clear();
+    }
+
     /// Requests that threads have in hand.
     pub(super) fn inflight(&self) -> Vec<Inflight> {
         let all = self.shared.in_hand.iter().filter_map(|hand| {
@@ -156,6 +166,7 @@ struct Worker<F> {
     at: usize,
     channel: Arc<Channel>,
     shared: Arc<Shared>,
+    pages: Arc<Pages>,
     server: Arc<Server<F>>,
     on_init: Arc<dyn Fn() + Send + Sync>,
     on_end: Arc<dyn Fn() + Send + Sync>,
@@ -163,7 +174,7 @@ struct Worker<F> {
 
 impl<F: GuestFs> Worker<F> {
     fn run(&self) {
-        let mut buffers = Buffers::new();
+        let mut buffers = Buffers::new(Arc::clone(&self.pages));
         let unmounted = loop {
             if self.shared.stopping.load(Ordering::Acquire) {
                 break false;
@@ -207,9 +218,8 @@ impl<F: GuestFs> Worker<F> {
                 reply.error(libc::EIO)
             }
         };
-        let bytes = buffers.reply(used);
-        let agreed = opcode == op::INIT && bytes.get(4..8) == Some(&[0; 4]);
-        self.channel.reply(bytes);
+        let agreed = opcode == op::INIT && buffers.reply(used).get(4..8) == Some(&[0; 4]);
+        buffers.send(&self.channel, used);
         if let Some(hand) = hand {
             hand.opcode.store(0, Ordering::Release);
         }

@@ -81,7 +81,7 @@ impl FuseMount {
         let mountpoint = kernel_mount::resolve(&options.mountpoint)?;
         let namespace = daemon.open_view(ViewSpec::default())?;
         let limits = InitLimits { request_queues: 1, flags: init_flag::HAS_RESEND };
-        let server = Arc::new(Server::new(Arc::clone(&namespace), limits));
+        let server = Arc::new(Server::new(Arc::clone(&namespace), limits).without_flush());
         Ok(Arc::new(Self {
             options,
             mountpoint,
@@ -291,7 +291,14 @@ impl Transport for FuseMount {
 
     /// Lets the kernel drop what it kept of names and files below `path`.
     fn unmounted(&self, path: &MountPath) {
-        let Some(device) = self.state().device.clone() else { return };
+        let device = {
+            let state = self.state();
+            if let Some(session) = &state.session {
+                session.forget_files();
+            }
+            state.device.clone()
+        };
+        let Some(device) = device else { return };
         let ctx = Context { uid: 0, gid: 0, pid: 0 };
         let mut node = crate::fuse::abi::ROOT_NODE;
         let mut names = path.as_str().split('/').filter(|name| !name.is_empty()).peekable();
