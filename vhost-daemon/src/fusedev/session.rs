@@ -19,6 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long a stop waits for replies that are still to come.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// `FUSE_UNIQUE_RESEND`: bit of the id of a request that comes a second time.
+const UNIQUE_RESENT: u64 = 1 << 63;
 
 /// The request that a thread has in hand: opcode 0 is none.
 #[derive(Debug, Default)]
@@ -63,6 +65,8 @@ pub(super) struct Serving<'a, F> {
     pub(super) shared: bool,
     /// INIT has come and gone with a predecessor.
     pub(super) initialized: bool,
+    /// Requests that the kernel sends again get ECONNABORTED.
+    pub(super) fail_resent: bool,
     /// Called once when the kernel has agreed on a session, with the agreement made here.
     pub(super) on_init: Arc<dyn Fn() + Send + Sync>,
     /// Called once when the mount is gone, whoever unmounted it.
@@ -95,6 +99,7 @@ impl Session {
                 channel,
                 shared: Arc::clone(&shared),
                 pages: Arc::clone(&pages),
+                fail_resent: serving.fail_resent,
                 server: Arc::clone(serving.server),
                 on_init: Arc::clone(&serving.on_init),
                 on_end: Arc::clone(&serving.on_end),
@@ -167,6 +172,7 @@ struct Worker<F> {
     channel: Arc<Channel>,
     shared: Arc<Shared>,
     pages: Arc<Pages>,
+    fail_resent: bool,
     server: Arc<Server<F>>,
     on_init: Arc<dyn Fn() + Send + Sync>,
     on_end: Arc<dyn Fn() + Send + Sync>,
@@ -209,7 +215,11 @@ impl<F: GuestFs> Worker<F> {
             hand.since.store(seconds(), Ordering::Relaxed);
             hand.opcode.store(opcode.into(), Ordering::Release);
         }
-        let handled = catch_unwind(AssertUnwindSafe(|| self.server.handle_waiting(request, len, &mut reply)));
+        let handled = if self.fail_resent && long(8) & UNIQUE_RESENT != 0 {
+            Ok(Outcome::Replied(reply.error(libc::ECONNABORTED)))
+        } else {
+            catch_unwind(AssertUnwindSafe(|| self.server.handle_waiting(request, len, &mut reply)))
+        };
         let used = match handled {
             Ok(Outcome::Replied(used)) => used,
             Ok(Outcome::Parked | Outcome::Blocks) => 0,
