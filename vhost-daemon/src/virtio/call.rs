@@ -58,6 +58,7 @@ pub(super) fn is_watchable(file: &File) -> bool {
 mod tests {
     use super::*;
     use rustix::event::{EventfdFlags, epoll, eventfd};
+    use std::os::fd::OwnedFd;
 
     #[test]
     fn a_full_counter_is_not_waited_for() {
@@ -78,8 +79,8 @@ mod tests {
 
     #[test]
     fn only_what_answers_by_itself_is_watched() {
-        let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(is_watchable(&File::from(reader)));
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert!(is_watchable(&File::from(OwnedFd::from(reader))));
         assert!(is_watchable(&File::from(eventfd(0, EventfdFlags::empty()).unwrap())));
         assert!(!is_watchable(&tempfile::tempfile().unwrap()));
         assert!(!is_watchable(&File::open("/dev/zero").unwrap()));
