@@ -52,9 +52,7 @@ struct Batch {
 
 impl Batch {
     fn is_full(&self) -> bool {
-        self.requests >= BATCH_REQUESTS
-            || self.bytes >= BATCH_BYTES
-            || self.descriptors >= BATCH_DESCRIPTORS
+        self.requests >= BATCH_REQUESTS || self.bytes >= BATCH_BYTES || self.descriptors >= BATCH_DESCRIPTORS
     }
 }
 

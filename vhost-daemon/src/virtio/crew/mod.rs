@@ -294,7 +294,8 @@ impl Shared {
     /// Takes kicks, waiting for them or not, and says what is next.
     fn look(&self, spell: &mut Spell, wait: Option<&Timespec>, slept: bool) -> Step {
         let mut events: [epoll::Event; EVENTS] =
-            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(BELL) }; EVENTS];
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(BELL) };
+                EVENTS];
         let (count, failed) = match epoll::wait(&self.epoll, &mut events, wait) {
             Ok(count) => (count, false),
             Err(rustix::io::Errno::INTR) => (0, false),
@@ -491,7 +492,11 @@ mod tests {
         until("sleep", || crew.0.lock().awake == 0);
         let visits: usize = rings.iter().map(|ring| ring.visits()).sum();
         thread::sleep(Duration::from_millis(50));
-        assert_eq!(rings.iter().map(|ring| ring.visits()).sum::<usize>(), visits, "an idle crew looks at rings");
+        assert_eq!(
+            rings.iter().map(|ring| ring.visits()).sum::<usize>(),
+            visits,
+            "an idle crew looks at rings"
+        );
         assert!(!crew.0.lock().watching, "an idle crew is watched");
     }
 

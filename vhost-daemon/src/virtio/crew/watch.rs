@@ -70,8 +70,7 @@ fn look(shared: &Arc<Shared>, last: &Look) -> Option<Look> {
     }
     let asleep = state.workers.len() - state.awake;
     if asleep > 0 {
-        let (visits, empty) =
-            (now.counts.visits - last.counts.visits, now.counts.empty - last.counts.empty);
+        let (visits, empty) = (now.counts.visits - last.counts.visits, now.counts.empty - last.counts.empty);
         // Workers that find hardly a ring empty have more to do than they can.
         let behind = state.queue.waiting() > 0 && (empty * 8 < visits || visits == 0 || state.stuck > 0);
         drop(state);
