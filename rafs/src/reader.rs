@@ -174,6 +174,12 @@ impl Reader {
         thread.spawn(move || prefetcher.run()).map(drop).map_err(ReaderError::Threads)
     }
 
+    /// What its store is called in [`StoreMetrics::store`].
+    #[must_use]
+    pub fn store_name(&self) -> &str {
+        &self.core.store_key
+    }
+
     /// The engine.
     #[must_use]
     pub fn engine(&self) -> &Arc<Engine> {
@@ -240,6 +246,16 @@ impl Reader {
         runs.iter().all(|run| {
             let access = self.core.blobs.get(run.blob.as_usize()).and_then(|state| state.access());
             access.is_some_and(|access| access.epoch() == run.epoch)
+        })
+    }
+
+    /// Whether bytes of `runs` stay as they are, so that they may be read without a [`confirm`](Self::confirm)
+    /// afterwards: no cache they are in has a limit, or is written by another image too.
+    #[must_use]
+    pub fn is_steady(&self, runs: &[Run]) -> bool {
+        runs.iter().all(|run| {
+            let access = self.core.blobs.get(run.blob.as_usize()).and_then(|state| state.access());
+            access.is_some_and(|access| access.epoch() == run.epoch && access.is_steady())
         })
     }
 
