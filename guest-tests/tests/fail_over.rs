@@ -70,7 +70,11 @@ impl Setting {
 fn reader_process() {
     let Some((read, truth)) = std::env::var_os("READ").zip(std::env::var_os("TRUTH")) else { return };
     // Past the page cache: after a read-ahead that failed the kernel asks anew, unseen.
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(Path::new(&read)).unwrap();
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
+        .open(Path::new(&read))
+        .unwrap();
     let mut got = vec![0; 4096];
     match file.read_at(&mut got, 0) {
         Ok(n) if got[..n] == fs::read(truth).unwrap()[..n] => println!("the right {n} bytes"),
@@ -142,7 +146,10 @@ fn requests_on_their_way_are_sent_again() {
 fn requests_on_their_way_are_failed() {
     if possible() {
         let answer = killed_under("flush").unwrap();
-        assert!(answer.contains(&format!("error Some({})", libc::ECONNABORTED)), "{answer}");
+        assert!(
+            answer.contains(&format!("error Some({})", rustix::io::Errno::CONNABORTED.raw_os_error())),
+            "{answer}"
+        );
     }
 }
 
