@@ -7,6 +7,7 @@ use guest_tests::servers::Fault;
 use guest_tests::support::afar::{Afar, READ, cached_bytes, connect, tail};
 use guest_tests::support::binaries::ours;
 use guest_tests::support::daemon::Daemon;
+use guest_tests::support::random::Random;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
@@ -96,38 +97,184 @@ fn killed_in_mid_fetch_it_goes_on_from_its_cache() {
 fn damaged_cache_files_are_mended() {
     let afar = Afar::new();
     let cache = tempfile::tempdir().unwrap();
-    let fill = || {
+    let elsewhere = cache.path().join("elsewhere");
+    {
         let (daemon, _dir) = afar.daemon(cache.path(), 10, 0);
         afar.assert_all(&daemon, "filling");
-    };
-    fill();
-    let (data, map) = (
-        cache.path().join(format!("{}.blob.data", afar.blob())),
-        cache.path().join(format!("{}.chunk_map", afar.blob())),
-    );
+    }
+    let file = |suffix: &str| cache.path().join(format!("{}{suffix}", afar.blob()));
+    let (data, map, table) = (file(".blob.data"), file(".chunk_map"), file(".blob.meta"));
     let open = |path: &Path| std::fs::File::options().read(true).write(true).open(path).unwrap();
-    let damages: [(&str, &dyn Fn()); 4] = [
-        ("flipped bytes", &|| {
-            for at in (0..std::fs::metadata(&data).unwrap().len()).step_by(20_000) {
-                open(&data).write_all_at(&[0x5a; 3], at).unwrap();
-            }
-        }),
-        ("half of the data", &|| open(&data).set_len(std::fs::metadata(&data).unwrap().len() / 2).unwrap()),
-        ("a map of ones and no data", &|| {
-            let len = std::fs::metadata(&data).unwrap().len();
-            open(&data).set_len(0).unwrap();
-            open(&data).set_len(len).unwrap();
-            open(&map).write_all_at(&[0xff; 64], 4096).unwrap();
-        }),
-        ("no table", &|| {
-            std::fs::write(cache.path().join(format!("{}.blob.meta", afar.blob())), b"x").unwrap()
-        }),
+    let len = |path: &Path| std::fs::metadata(path).unwrap().len();
+    let flip = |path: &Path, from: u64, step: usize| {
+        for at in (from..len(path)).step_by(step) {
+            let mut byte = [0];
+            open(path).read_exact_at(&mut byte, at).unwrap();
+            open(path).write_all_at(&[byte[0] ^ 0x5a], at).unwrap();
+        }
+    };
+    let remove = |path: &Path| {
+        let removed = if path.is_dir() { std::fs::remove_dir(path) } else { std::fs::remove_file(path) };
+        removed.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    };
+    // What, and what is to be taken out of the way afterwards, since nobody but the operator may do that.
+    let damages: [(&str, &dyn Fn(), &[&Path]); 16] = [
+        ("flipped bytes", &|| flip(&data, 0, 20_000), &[]),
+        ("half of the data", &|| open(&data).set_len(len(&data) / 2).unwrap(), &[]),
+        (
+            "a map of ones and no data",
+            &|| {
+                let size = len(&data);
+                open(&data).set_len(0).unwrap();
+                open(&data).set_len(size).unwrap();
+                open(&map).write_all_at(&[0xff; 64], 4096).unwrap();
+            },
+            &[],
+        ),
+        ("flipped bits in the bitmaps", &|| flip(&map, 4096, 7), &[]),
+        ("flipped bits in the entries", &|| flip(&map, 4096 * 4, 11), &[]),
+        ("a flipped header", &|| flip(&map, 0, 5000), &[]),
+        ("half of the map", &|| open(&map).set_len(len(&map) / 2).unwrap(), &[]),
+        ("no table", &|| std::fs::write(&table, b"x").unwrap(), &[]),
+        ("a flipped table", &|| flip(&table, 3, 100), &[]),
+        (
+            "a directory for the data",
+            &|| {
+                remove(&data);
+                std::fs::create_dir(&data).unwrap();
+            },
+            &[&data],
+        ),
+        (
+            "a link for the data",
+            &|| {
+                std::fs::write(&elsewhere, b"precious").unwrap();
+                std::os::unix::fs::symlink(&elsewhere, &data).unwrap();
+            },
+            &[&data],
+        ),
+        ("another name of a file for the data", &|| std::fs::hard_link(&elsewhere, &data).unwrap(), &[&data]),
+        ("a pipe for the data", &|| fifo(&data), &[&data]),
+        (
+            "a pipe for the map",
+            &|| {
+                remove(&map);
+                fifo(&map);
+            },
+            &[&map],
+        ),
+        ("a directory for the map", &|| std::fs::create_dir(&map).unwrap(), &[&map]),
+        (
+            "a link for the table",
+            &|| {
+                remove(&table);
+                std::os::unix::fs::symlink(&elsewhere, &table).unwrap();
+            },
+            &[&table],
+        ),
     ];
-    for (what, damage) in damages {
+    for (what, damage, in_the_way) in damages {
         damage();
         let (daemon, _dir) = afar.daemon(cache.path(), 10, 0);
         afar.assert_all(&daemon, what);
         afar.assert_all(&daemon, what);
+        drop(daemon);
+        in_the_way.iter().for_each(|path| {
+            if path.symlink_metadata().is_ok() {
+                remove(path)
+            }
+        });
+        if elsewhere.exists() {
+            assert_eq!(
+                std::fs::read(&elsewhere).unwrap(),
+                b"precious",
+                "{what}: another file was written to"
+            );
+        }
+    }
+    // Files of somebody else, under these names.
+    for path in [&data, &map, &table] {
+        std::fs::write(path, vec![b'#'; 70_000]).unwrap();
+    }
+    let (daemon, _dir) = afar.daemon(cache.path(), 10, 0);
+    afar.assert_all(&daemon, "foreign files");
+}
+
+fn fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn a_limit_below_one_chunk_serves_without_keeping() {
+    let afar = Afar::new();
+    for limit in [1, 64 << 10, 200 << 10] {
+        let cache = tempfile::tempdir().unwrap();
+        let (daemon, _dir) = afar.daemon(cache.path(), 10, limit);
+        assert_eq!(afar.read_at_random(&daemon, 300, limit), 0);
+        afar.assert_all(&daemon, "a small limit");
+        assert!(cached_bytes(cache.path()) <= limit, "{} of {limit}", cached_bytes(cache.path()));
+    }
+}
+
+/// CRC-32C of the header of a map, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
+}
+
+#[test]
+fn after_power_loss_the_durable_part_is_there_and_the_rest_is_fetched() {
+    let afar = Afar::new();
+    let cache = tempfile::tempdir().unwrap();
+    let read = |daemon: &Daemon, skip: usize| {
+        let mut client = connect(daemon);
+        for (path, data) in afar.files.iter().skip(skip).step_by(2) {
+            let node = client.resolve(path.as_bytes()).unwrap().node;
+            let len = u32::try_from(data.len()).unwrap().min(131_072);
+            assert!(client.read(node, 0, 0, len).unwrap() == data[..len as usize], "{path}");
+        }
+        client.unmount().unwrap();
+    };
+    let files = [".blob.data", ".chunk_map"].map(|s| cache.path().join(format!("{}{s}", afar.blob())));
+    // An orderly end makes what is there durable.
+    let (mut daemon, _dir) = afar.daemon(cache.path(), 10, 0);
+    read(&daemon, 0);
+    daemon.process.terminate().unwrap();
+    daemon.process.wait(Duration::from_secs(20)).unwrap();
+    let durable = files.each_ref().map(|path| std::fs::read(path).unwrap());
+    // Then there is more, and the power goes.
+    let (mut daemon, _dir) = afar.daemon(cache.path(), 10, 0);
+    read(&daemon, 1);
+    daemon.process.kill().unwrap();
+    let written = files.each_ref().map(|path| std::fs::read(path).unwrap());
+    for seed in 0..6 {
+        // Any block that was written since may have reached the disk or not.
+        let mut random = Random::new(seed);
+        for ((path, old), new) in files.iter().zip(&durable).zip(&written) {
+            let mut bytes = new.clone();
+            for at in (0..bytes.len()).step_by(4096) {
+                let block = at..(at + 4096).min(bytes.len());
+                if seed == 0 || (seed < 5 && random.below(2) == 0) {
+                    match old.get(block.clone()) {
+                        Some(old) => bytes[block].copy_from_slice(old),
+                        None => bytes[block].fill(0),
+                    }
+                }
+            }
+            if path.extension().is_some_and(|e| e == "chunk_map") {
+                bytes[16] ^= 0xff;
+                let crc = crc32c(&bytes[..64]);
+                bytes[64..68].copy_from_slice(&crc.to_le_bytes());
+            }
+            std::fs::write(path, bytes).unwrap();
+        }
+        afar.server.set(|s| s.down = true);
+        let (daemon, _dir) = afar.daemon(cache.path(), 1, 0);
+        read(&daemon, 0);
+        drop(daemon);
+        afar.server.set(|s| s.down = false);
+        let (daemon, _dir) = afar.daemon(cache.path(), 10, 0);
+        afar.assert_all(&daemon, "after power loss");
     }
 }
 
