@@ -55,7 +55,13 @@ fn told(case: &Case, server: &BlobServer, text: &str, vars: &[(&str, &str)], put
         let entry = client.resolve(path.as_bytes()).unwrap();
         let len = u32::try_from(entry.attr.size.min(4096)).unwrap();
         let unique = client.session.submit(1, READ, entry.node, &read_in(0, 0, len), Some(len)).unwrap();
-        let done = client.session.wait_for(unique).unwrap();
+        client.session.flush().unwrap();
+        let done = client.session.wait_for(unique).unwrap_or_else(|e| {
+            panic!(
+                "{path}: {e}\n{}",
+                daemon.process.output().lines().rev().take(60).collect::<Vec<_>>().join("\n")
+            )
+        });
         let errno = done.errno;
         client.session.release(done);
         errno == 0
@@ -105,7 +111,7 @@ fn assert_kept(told: &Told, secrets: &[&str]) {
 
 fn registry(host: &str, more: &str) -> String {
     format!(
-        r#"{{"device": {{"id": "/1", "backend": {{"type": "registry", "config": {{"host": "{host}", "repo": "a/b", "scheme": "http", "deadline": 2, "timeout": 1{more}}}}},
+        r#"{{"device": {{"id": "/1", "backend": {{"type": "registry", "config": {{"host": "{host}", "repo": "a/b", "scheme": "http", "deadline": 1, "timeout": 1{more}}}}},
             "cache": {{"type": "blobcache", "config": {{"work_dir": "CACHE"}}}}}}, "mode": "direct", "enable_xattr": true}}"#
     )
 }
@@ -130,21 +136,23 @@ fn of_registries() {
         server.set(|s| s.access = access.clone());
         server
     };
-    for access in [Access::Basic(auth.clone()), bearer.clone()] {
-        // In the configuration, in the environment, by the API while it runs, in Docker's file, from helpers.
-        let server = serve(&access);
+    // In the configuration, in the environment, by the API while it runs.
+    let given = &|access: &Access| {
+        let server = serve(access);
         let text = registry(&server.host(), &format!(r#", "auth": "{auth}""#));
         assert_kept(&told(&case, &server, &text, &[], None), &secrets);
 
-        let server = serve(&access);
+        let server = serve(access);
         let text = registry(&server.host(), "");
         assert_kept(&told(&case, &server, &text, &[("IMAGE_PULL_AUTH", &auth)], None), &secrets);
 
-        let server = serve(&access);
+        let server = serve(access);
         let text = registry(&server.host(), "");
         let body = format!(r#"{{"registry_auth": "{auth}"}}"#);
         assert_kept(&told(&case, &server, &text, &[], Some(&body)), &secrets);
-
+    };
+    // In Docker's file, and from helpers.
+    let logged_in = &|access: &Access| {
         let docker = tempfile::tempdir().unwrap();
         let config = docker.path().join("config.json");
         let vars = |path: &str| {
@@ -156,7 +164,7 @@ fn of_registries() {
             told(&case, server, &registry(&server.host(), ""), &vars, None)
         };
         let path = std::env::var("PATH").unwrap();
-        let server = serve(&access);
+        let server = serve(access);
         std::fs::write(&config, format!(r#"{{"auths": {{"{}": {{"auth": "{auth}"}}}}}}"#, server.host()))
             .unwrap();
         assert_kept(&with(&server, &path), &secrets);
@@ -167,7 +175,7 @@ fn of_registries() {
         );
         let path = scripts(docker.path(), "docker-credential-test", &helper);
         for key in ["credsStore", "credHelpers"] {
-            let server = serve(&access);
+            let server = serve(access);
             let value = if key == "credsStore" {
                 "\"test\"".into()
             } else {
@@ -182,7 +190,7 @@ fn of_registries() {
             format!("#!/bin/sh\necho '{{\"Username\": \"{PASSWORD}\"'\n"),
         ] {
             scripts(docker.path(), "docker-credential-test", &bad);
-            let server = serve(&access);
+            let server = serve(access);
             let text = format!(
                 r#"{{"credsStore": "test", "auths": {{"{}": {{"auth": "{auth}"}}}}}}"#,
                 server.host()
@@ -190,7 +198,14 @@ fn of_registries() {
             std::fs::write(&config, text).unwrap();
             assert_kept(&with(&server, &path), &secrets);
         }
-    }
+    };
+    let basic = Access::Basic(auth.clone());
+    std::thread::scope(|scope| {
+        for access in [&basic, &bearer] {
+            scope.spawn(move || given(access));
+            scope.spawn(move || logged_in(access));
+        }
+    });
     let server = serve(&Access::Token("t0ken-0f-s0me0ne".into()));
     let text = registry(&server.host(), r#", "registry_token": "t0ken-0f-s0me0ne""#);
     assert_kept(&told(&case, &server, &text, &[], None), &["t0ken-0f"]);
@@ -201,7 +216,7 @@ fn of_buckets_and_proxies() {
     let case = case();
     let keys = |host: &str| {
         format!(
-            "deadline = 2\ntimeout = 1\nscheme = \"http\"\nendpoint = \"{host}\"\nbucket_name = \"bu\"\naccess_key_id = \"AKID-77\"\n\
+            "deadline = 1\ntimeout = 1\nscheme = \"http\"\nendpoint = \"{host}\"\nbucket_name = \"bu\"\naccess_key_id = \"AKID-77\"\n\
              access_key_secret = \"S3CR3T-77\"\n"
         )
     };
