@@ -97,7 +97,7 @@ test-peer: deps bench-peer ## The test tools themselves against virtiofsd
 .PHONY: s3-server
 s3-server: ## Build s3s-fs, an S3 server that checks signatures, into target/s3 (minutes)
 	[ -x $(S3_DIR)/bin/s3s-fs ] || CARGO_TARGET_DIR=$(S3_DIR)/build \
-	  $(CARGO) install s3s-fs --version 0.14.1 --features binary --locked --root $(S3_DIR)
+	  $(CARGO) install s3s-fs --version 0.14.1 --features binary --locked --debug --root $(S3_DIR)
 
 .PHONY: test-s3
 test-s3: s3-server ## Images from s3s-fs: path and virtual-host style, right and wrong keys

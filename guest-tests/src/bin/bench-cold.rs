@@ -2,7 +2,7 @@
 //!
 //! *Beside cold reads*: as many as wanted are on their way to a store far away, all the time, and on the same ring one
 //! GETATTR and one hot READ after the other. *Verification*: processor time of the daemon for cold and hot reads of an image
-//! with local blobs, with `--verify on` and `off`, by digest and compressor. Ratios count, medians of some rounds.
+//! with local blobs, with `--verify on` and `off`, by digest and compressor. Ratios count, of the best of some rounds.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -163,9 +163,9 @@ fn cost(image: &Image, verify: &str) -> Result<[f64; 2]> {
     Ok(costs)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+/// The best round: what else the machine does only adds to processor time.
+fn best(values: Vec<f64>) -> f64 {
+    values.into_iter().fold(f64::INFINITY, f64::min)
 }
 
 fn verification(args: &Args, source: &Path) -> Result<()> {
@@ -181,12 +181,15 @@ fn verification(args: &Args, source: &Path) -> Result<()> {
                     costs[1].push(hot);
                 }
             }
-            let [on, off] = costs.map(|costs| costs.map(median));
+            let [on, off] = costs.map(|costs| costs.map(best));
             println!(
-                "  {digester:6} {compressor:9} cold: {:.0} ms, {:.0} ms without: {:+.1} %   hot: {:+.1} %",
+                "  {digester:6} {compressor:9} cold: {:.0} ms, {:.0} ms without: {:+.1} %   hot, 8 times: {:.0} ms, {:.0} ms \
+                 without: {:+.1} %",
                 on[0] * 1e3,
                 off[0] * 1e3,
                 (on[0] - off[0]) / on[0] * 100.0,
+                on[1] * 1e3,
+                off[1] * 1e3,
                 (on[1] - off[1]) / on[1] * 100.0
             );
         }
