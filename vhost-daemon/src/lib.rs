@@ -17,6 +17,7 @@ pub mod fuse;
 pub mod fusedev;
 #[cfg(feature = "daemon")]
 pub mod image_ref;
+mod interrupt;
 #[cfg(feature = "daemon")]
 pub mod log_level;
 mod log_limit;

@@ -16,13 +16,16 @@ use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
+use rustix::net::{RecvFlags, recv};
 use std::convert::Infallible;
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -195,11 +198,40 @@ async fn turn_away(mut stream: UnixStream) {
 }
 
 async fn connection(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
-    // Whoever only listens for our end costs no buffers.
+    // Whoever only listens for our end costs hardly anything.
     tokio::select! {
-        _ = stream.readable() => {}
+        () = first_byte(&stream) => {}
         _ = stopped.changed() => return,
     }
+    on_the_heap(stream, shared, stopped).await;
+}
+
+/// Waits until there is something to read, the end included.
+async fn first_byte(stream: &UnixStream) {
+    let look = || match recv(stream, &mut [0; 1], RecvFlags::PEEK) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(io::Error::from(errno)),
+    };
+    // Readiness is a guess until somebody has looked.
+    while stream.readable().await.is_ok() {
+        match stream.try_io(Interest::READABLE, look) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
+}
+
+/// [`talk`] in a box that is made here: the caller's own state would keep room for it.
+fn on_the_heap(
+    stream: UnixStream,
+    shared: Arc<Shared>,
+    stopped: watch::Receiver<bool>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(talk(stream, shared, stopped))
+}
+
+/// Requests and answers, until one side ends.
+async fn talk(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
         async move { Ok::<_, Infallible>(respond(&shared, request).await) }

@@ -164,6 +164,11 @@ pub struct VirtiofsArgs {
 
 /// Flags of `rafsd fuse`.
 #[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    rafsd fuse --mountpoint /mnt --bootstrap app.boot --localfs-dir blobs\n  \
+    rafsd fuse --mountpoint /mnt --image registry.example.com/library/app:nydus\n  \
+    rafsd fuse --mountpoint /mnt --apisock /run/api.sock\n  \
+    rafsd fuse --mountpoint /mnt --writable --shared-dir /srv/data")]
 pub struct FuseArgs {
     /// Directory to mount on
     #[arg(short = 'M', long, value_name = "DIR")]

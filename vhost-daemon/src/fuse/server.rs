@@ -32,6 +32,8 @@ pub struct Server<F> {
     pub(super) fs: Arc<F>,
     session: Session,
     limits: InitLimits,
+    /// A file system without handles answers FLUSH with ENOSYS, which ends them.
+    no_flush: bool,
     log: LogLimit,
 }
 
@@ -51,7 +53,14 @@ impl<F: GuestFs> Server<F> {
     /// A server for one guest.
     #[must_use]
     pub fn new(fs: Arc<F>, limits: InitLimits) -> Self {
-        Self { fs, session: Session::default(), limits, log: LogLimit::default() }
+        Self { fs, session: Session::default(), limits, no_flush: false, log: LogLimit::default() }
+    }
+
+    /// Lets the client know, where no open file needs it, that FLUSH is not wanted: it asks once instead of at each
+    /// close.
+    #[must_use]
+    pub fn without_flush(self) -> Self {
+        Self { no_flush: true, ..self }
     }
 
     /// What was agreed with the guest, for a successor.
@@ -119,6 +128,7 @@ impl<F: GuestFs> Server<F> {
             op::LISTXATTR => self.listxattr(request, reply),
             op::OPEN => self.open(request, reply),
             op::OPENDIR => self.opendir(request, reply),
+            op::FLUSH if self.no_flush && self.fs.stateless_open() => Err(libc::ENOSYS),
             op::RELEASE | op::RELEASEDIR | op::FLUSH | op::FSYNC | op::FSYNCDIR | op::SYNCFS => {
                 self.file_op(request, reply, may_wait)
             }
@@ -274,7 +284,9 @@ impl<F: GuestFs> Server<F> {
         if handle.is_none() && self.fs.stateless_open() && self.session.no_open() {
             return Err(libc::ENOSYS);
         }
-        let (fh, open_flags) = (handle.unwrap_or(0), options.bits());
+        // What has no handle has nothing to flush either.
+        let noflush = if handle.is_none() { abi::fopen::NOFLUSH } else { 0 };
+        let (fh, open_flags) = (handle.unwrap_or(0), options.bits() | noflush);
         Ok(ready(request, reply, &abi::OpenOut { fh, open_flags, backing_id: 0 }))
     }
 
