@@ -77,7 +77,7 @@ impl Guest {
     fn ask(&self, opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
         assert_eq!(self.call(opcode, node, body), 0, "opcode {opcode}");
         let len = usize::try_from(self.ring.reply_header(0).0).unwrap();
-        self.ring.reply_bytes(0, len)[16..].to_vec()
+        self.ring.reply_payload(0, len - 16)
     }
 
     fn open(&self, node: u64, flags: i32) -> u64 {
