@@ -73,7 +73,7 @@ fn measure<F: GuestFs + 'static>(
         let request = &requests[usize::from(slot) % requests.len()];
         harness.prepare(slot, request, room, piece).unwrap();
     }
-    let mut worker = harness.worker().unwrap();
+    let mut worker = harness.worker();
     // What is not in the cache yet is parked and answered by the fetch side: wait before measuring.
     for _ in 0..3 {
         harness.announce(BATCH).unwrap();

@@ -4,11 +4,11 @@
 //! the only place that touches guest memory), [`mounts`] (what guests see), `daemon` (what is mounted,
 //! who sees it), `api` (HTTP), `config` (configuration files) and `cli` (the command line). Images and their data are the library `rafs`.
 
-#[cfg(feature = "daemon")]
+#[cfg(feature = "texts")]
 pub mod api;
 #[cfg(feature = "daemon")]
 pub mod cli;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "texts")]
 pub mod config;
 #[cfg(feature = "daemon")]
 pub mod daemon;
@@ -17,6 +17,7 @@ pub mod fuse;
 pub mod fusedev;
 #[cfg(feature = "daemon")]
 pub mod image_ref;
+mod interrupt;
 #[cfg(feature = "daemon")]
 pub mod log_level;
 mod log_limit;

@@ -47,7 +47,7 @@ fn allocations(case: &str, requests: &[(Vec<u8>, u32)]) -> Vec<u64> {
     for (request, room) in requests {
         let harness = Harness::new(Arc::clone(&mount)).unwrap();
         harness.prepare(0, request, *room, 4096).unwrap();
-        let mut worker = harness.worker().unwrap();
+        let mut worker = harness.worker();
         for _ in 0..3 {
             harness.announce(1).unwrap();
             worker.serve();

@@ -31,7 +31,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
 fn call(harness: &Harness<Passthrough>, opcode: u32, node: u64, body: &[u8]) -> i32 {
     harness.prepare(0, &request(opcode, node, body), 4096 + 16, 0).unwrap();
     harness.announce(1).unwrap();
-    harness.worker().unwrap().serve();
+    harness.worker().serve();
     until("an answer", || harness.given_back() == harness.announced());
     harness.reply_header(0).1
 }
@@ -91,18 +91,18 @@ fn a_lock_that_waits_delays_nothing_and_comes_when_it_is_free() {
     assert_eq!(call(&harness, op::SETLK, node, lock(2).as_bytes()), -libc::EAGAIN);
     harness.prepare(1, &request(op::SETLKW, node, lock(2).as_bytes()), 16, 0).unwrap();
     harness.announce_heads([16]).unwrap();
-    harness.worker().unwrap().serve();
+    harness.worker().serve();
     std::thread::sleep(Duration::from_millis(30));
     assert_eq!(harness.given_back().wrapping_add(1), harness.announced(), "the lock is not free");
     let getattr = GetattrIn { flags: 0, dummy: 0, fh: 0 };
     harness.prepare(0, &request(op::GETATTR, node, getattr.as_bytes()), 120, 0).unwrap();
     harness.announce(1).unwrap();
-    harness.worker().unwrap().serve();
+    harness.worker().serve();
     assert_eq!(harness.given_back().wrapping_add(1), harness.announced(), "GETATTR waits for a lock");
     let unlock = LkIn { lock: FileLock { kind: 2, ..lock(1).lock }, ..lock(1) };
     harness.prepare(0, &request(op::SETLK, node, unlock.as_bytes()), 16, 0).unwrap();
     harness.announce(1).unwrap();
-    harness.worker().unwrap().serve();
+    harness.worker().serve();
     until("the lock", || harness.given_back() == harness.announced());
     assert_eq!(harness.reply_header(1).1, 0);
     assert_eq!(call(&harness, op::SETLK, node, lock(1).as_bytes()), -libc::EAGAIN, "owner 2 has it now");

@@ -84,7 +84,7 @@ fn metadata_and_reads_pass_reads_that_wait() {
     reads(&mount, &harness);
     let getattr = GetattrIn { flags: 0, dummy: 0, fh: 0 };
     harness.prepare(8, &request(op::GETATTR, 1, getattr.as_bytes()), 120, 0).unwrap();
-    let mut worker = harness.worker().unwrap();
+    let mut worker = harness.worker();
 
     harness.announce(8).unwrap();
     worker.serve();
@@ -120,7 +120,7 @@ fn a_store_that_never_answers_is_eio_after_the_deadline() {
     let mount = mount_over(case, Arc::clone(&store) as Arc<dyn Store>, options);
     let harness = Harness::new(Arc::clone(&mount)).unwrap();
     reads(&mount, &harness);
-    let mut worker = harness.worker().unwrap();
+    let mut worker = harness.worker();
     harness.announce(8).unwrap();
     worker.serve();
     until("the deadline", || harness.given_back() == harness.announced());
@@ -164,7 +164,7 @@ fn a_chunk_with_a_wrong_digest_is_eio() {
             let body = read_body(0, 4096);
             harness.prepare(0, &request(op::READ, 1 << 56 | entry.number.0, &body), 4096 + 16, 0).unwrap();
             harness.announce(1).unwrap();
-            harness.worker().unwrap().serve();
+            harness.worker().serve();
             until("an answer", || harness.given_back() == harness.announced());
             let (len, error, _) = harness.reply_header(0);
             if error != 0 {

@@ -5,7 +5,7 @@
 
 use super::{Daemon, DaemonError, Transport, ViewSpec};
 use crate::mounts::Namespace;
-use crate::virtio::{Service, ServiceOptions};
+use crate::virtio::{Crew, Service, ServiceOptions};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -25,6 +25,8 @@ pub struct SocketSpec {
 #[derive(Debug, Default)]
 pub struct Devices {
     running: Mutex<Vec<Running>>,
+    /// Serves the guests of all sockets; there from the first one on.
+    crew: Mutex<Option<Arc<Crew>>>,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,7 @@ impl Devices {
             return Err(DaemonError::Invalid(format!("{} is served already", spec.socket.display())));
         }
         let options = ServiceOptions { socket: spec.socket.clone(), request_queues: spec.request_queues };
+        let crew = self.crew()?;
         let service = Arc::new(Service::listen(options)?);
         let namespace = match daemon.open_view(spec.view.clone()) {
             Ok(namespace) => namespace,
@@ -58,7 +61,7 @@ impl Devices {
         let thread = {
             let (service, namespace) = (Arc::clone(&service), Arc::clone(&namespace));
             let name = "vhost-user".to_owned();
-            std::thread::Builder::new().name(name).spawn(move || service.run(&namespace))
+            std::thread::Builder::new().name(name).spawn(move || service.run(&namespace, &crew))
         };
         let thread = match thread {
             Ok(thread) => thread,
@@ -113,6 +116,16 @@ impl Devices {
         for device in &mut running {
             device.end();
         }
+    }
+
+    fn crew(&self) -> Result<Arc<Crew>, DaemonError> {
+        let mut crew = self.crew.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(crew) = crew.as_ref() {
+            return Ok(Arc::clone(crew));
+        }
+        let new = Arc::new(Crew::new().map_err(DaemonError::Thread)?);
+        *crew = Some(Arc::clone(&new));
+        Ok(new)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Running>> {

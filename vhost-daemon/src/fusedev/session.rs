@@ -5,10 +5,10 @@
 
 use super::channel::{Buffers, Channel, Later, Received, channels};
 use super::pages::Pages;
-use super::sys;
 use crate::daemon::Inflight;
 use crate::fuse::abi::op;
 use crate::fuse::{GuestFs, Outcome, Server};
+use crate::interrupt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -80,7 +80,7 @@ impl Session {
     ///
     /// Threads or descriptors cannot be had.
     pub(super) fn start<F: GuestFs + 'static>(serving: &Serving<'_, F>) -> io::Result<Self> {
-        sys::allow_waking()?;
+        interrupt::allow()?;
         let later = Arc::new(Later::default());
         let channels = channels(serving.device, serving.threads, serving.shared, &later)?;
         let in_hand = channels.iter().map(|_| InHand::default()).collect();
@@ -135,7 +135,7 @@ impl Session {
                 continue;
             }
             while !thread.is_finished() {
-                sys::wake(&thread);
+                interrupt::thread(&thread);
                 std::thread::sleep(Duration::from_millis(1));
             }
             let _ = thread.join();

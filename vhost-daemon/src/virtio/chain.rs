@@ -53,6 +53,7 @@ pub(super) struct Chain {
     pub(super) fault: bool,
     head: Box<[u8; REQUEST_HEAD_MAX]>,
     head_len: usize,
+    descriptors: u32,
 }
 
 /// One descriptor table on the way.
@@ -62,15 +63,28 @@ struct Table {
 }
 
 impl Chain {
-    /// An empty chain in `memory`.
-    pub(super) fn new(memory: &Arc<GuestMemory>) -> Self {
+    /// An empty chain.
+    pub(super) fn new() -> Self {
         Self {
-            readable: GuestBuf::new(Arc::clone(memory)),
-            writable: GuestBuf::new(Arc::clone(memory)),
+            readable: GuestBuf::new(),
+            writable: GuestBuf::new(),
             fault: false,
             head: Box::new([0; REQUEST_HEAD_MAX]),
             head_len: 0,
+            descriptors: 0,
         }
+    }
+
+    /// Lets go of guest memory, and of room that only odd chains need.
+    pub(super) fn release(&mut self) {
+        self.readable.release();
+        self.writable.release();
+        self.head_len = 0;
+    }
+
+    /// Descriptors that were followed.
+    pub(super) fn descriptors(&self) -> u32 {
+        self.descriptors
     }
 
     /// The first bytes of the request, copied out of guest memory once (the guest cannot change them any
@@ -100,6 +114,7 @@ impl Chain {
         self.readable.reset(memory);
         self.writable.reset(memory);
         self.fault = false;
+        self.descriptors = 0;
         let walked = self.walk_tables(memory, Table { addr: table, size: u32::from(size) }, head);
         self.head_len = self.readable.read(0, self.head.as_mut_slice());
         walked
@@ -111,6 +126,7 @@ impl Chain {
         let mut indirect = false;
         let mut misplaced = false;
         for _ in 0..CHAIN_MAX {
+            self.descriptors += 1;
             let desc = read_descriptor(memory, &table, index)?;
             let flags = desc.flags();
             if flags & F_INDIRECT != 0 {

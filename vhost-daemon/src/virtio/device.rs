@@ -4,6 +4,7 @@
 //! what happens on a running ring.
 
 use super::GuestMemory;
+use super::call::Call;
 use super::ring::{RingLayout, SIZE_MAX};
 use super::ring_state::SharedRing;
 use crate::fuse::{GuestFs, Server};
@@ -282,21 +283,19 @@ impl<F: GuestFs> VhostUserBackendReqHandler for Device<F> {
     }
 
     fn set_vring_kick(&self, index: u8, file: Option<File>) -> Result<()> {
-        self.ring(u32::from(index))?.change(|r| {
-            r.setup.kick = file.map(Arc::new);
-            r.setup.started = true;
-            r.kick_generation += 1;
-        });
+        let ring = self.ring(u32::from(index))?;
+        ring.change_kick(file);
+        ring.change(|r| r.setup.started = true);
         Ok(())
     }
 
     fn set_vring_call(&self, index: u8, file: Option<File>) -> Result<()> {
-        self.ring(u32::from(index))?.change(|r| r.setup.call = file.map(Arc::new));
+        self.ring(u32::from(index))?.change(|r| r.setup.call = file.map(Call::new).map(Arc::new));
         Ok(())
     }
 
     fn set_vring_err(&self, index: u8, file: Option<File>) -> Result<()> {
-        self.ring(u32::from(index))?.change(|r| r.setup.err = file.map(Arc::new));
+        self.ring(u32::from(index))?.change(|r| r.setup.err = file.map(Call::new).map(Arc::new));
         Ok(())
     }
 

@@ -15,6 +15,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegio
 
 /// Most segments one preadv2 takes (`IOV_MAX`).
 const IOV_MAX: usize = 1024;
+/// Segments there is always room for: a request of 1 MiB in pages takes 260.
+const SEGMENTS: usize = 288;
 
 /// The guest named memory that it does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub(super) struct Fault;
 
 /// Scattered guest memory, neighbours merged. Holds the memory it points into.
 pub(super) struct GuestBuf {
-    memory: Arc<GuestMemory>,
+    memory: Option<Arc<GuestMemory>>,
     segments: Vec<libc::iovec>,
     len: usize,
     /// Scratch for preadv2, kept so that a hot read allocates nothing.
@@ -42,15 +44,26 @@ impl std::fmt::Debug for GuestBuf {
 }
 
 impl GuestBuf {
-    /// An empty buffer in `memory`.
-    pub(super) fn new(memory: Arc<GuestMemory>) -> Self {
+    /// An empty buffer in no memory.
+    pub(super) fn new() -> Self {
         Self {
-            memory,
-            segments: Vec::with_capacity(64),
+            memory: None,
+            segments: Vec::with_capacity(SEGMENTS),
             len: 0,
-            scratch: Vec::with_capacity(64),
+            scratch: Vec::with_capacity(SEGMENTS),
             cursor: (0, 0),
         }
+    }
+
+    /// Makes it empty, in no memory.
+    pub(super) fn release(&mut self) {
+        self.segments.clear();
+        self.len = 0;
+        self.cursor = (0, 0);
+        self.memory = None;
+        self.segments.shrink_to(SEGMENTS);
+        self.scratch.clear();
+        self.scratch.shrink_to(SEGMENTS);
     }
 
     /// Makes it empty, in `memory` from here on.
@@ -58,15 +71,15 @@ impl GuestBuf {
         self.segments.clear();
         self.len = 0;
         self.cursor = (0, 0);
-        if !Arc::ptr_eq(&self.memory, memory) {
-            self.memory = Arc::clone(memory);
+        if !self.memory.as_ref().is_some_and(|old| Arc::ptr_eq(old, memory)) {
+            self.memory = Some(Arc::clone(memory));
         }
     }
 
     /// A second handle on the same bytes.
     pub(super) fn duplicate(&self) -> Self {
         Self {
-            memory: Arc::clone(&self.memory),
+            memory: self.memory.clone(),
             segments: self.segments.clone(),
             len: self.len,
             scratch: Vec::new(),
@@ -85,10 +98,11 @@ impl GuestBuf {
     ///
     /// [`Fault`] when a part is not guest memory; what came before it stays appended.
     pub(super) fn push(&mut self, addr: u64, len: u32) -> Result<(), Fault> {
+        let memory = self.memory.as_ref().ok_or(Fault)?;
         let mut addr = GuestAddress(addr);
         let mut left = u64::from(len);
         while left > 0 {
-            let (region, offset) = self.memory.to_region_addr(addr).ok_or(Fault)?;
+            let (region, offset) = memory.to_region_addr(addr).ok_or(Fault)?;
             let here = (region.len() - offset.0).min(left);
             let host = region.get_host_address(MemoryRegionAddress(offset.0)).map_err(|_| Fault)?;
             let here_len = usize::try_from(here).map_err(|_| Fault)?;
@@ -171,24 +185,13 @@ impl GuestBuf {
         len: usize,
         flags: i32,
     ) -> io::Result<usize> {
-        let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        let mut vectors = std::mem::take(&mut self.scratch);
-        vectors.clear();
-        self.each(at, len, |host, _, n| {
-            if vectors.len() < IOV_MAX {
-                vectors.push(libc::iovec { iov_base: host.cast(), iov_len: n });
-            }
-        });
-        let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
-        // SAFETY: each vector is inside a region of `memory`, which `self` keeps mapped; the kernel copies
-        // into it. `vectors` has `count` entries and lives until the call returns.
-        let n = unsafe { libc::preadv2(file.as_raw_fd(), vectors.as_ptr(), count, offset, flags) };
-        self.scratch = vectors;
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        self.vectored(at, len, offset, |vectors, count, offset| {
+            // SAFETY: each vector is inside a region of `memory`, which `self` keeps mapped; the kernel copies
+            // into it. There are `count` of them, and they live until the call returns.
+            unsafe { libc::preadv2(file.as_raw_fd(), vectors, count, offset, flags) }
+        })
     }
-}
 
-impl GuestBuf {
     /// Writes bytes `at .. at + len` to `offset` of `file`, in one call. Returns the bytes written. The guest may
     /// change them meanwhile: what is written is then one or the other.
     ///
@@ -202,6 +205,21 @@ impl GuestBuf {
         offset: u64,
         len: usize,
     ) -> io::Result<usize> {
+        self.vectored(at, len, offset, |vectors, count, offset| {
+            // SAFETY: as in `preadv`, in the other direction.
+            unsafe { libc::pwritev2(file.as_raw_fd(), vectors, count, offset, 0) }
+        })
+    }
+
+    /// Calls `f` with bytes `at .. at + len` as vectors, their number, and the offset in the file.
+    #[inline]
+    fn vectored(
+        &mut self,
+        at: usize,
+        len: usize,
+        offset: u64,
+        f: impl FnOnce(*const libc::iovec, i32, i64) -> isize,
+    ) -> io::Result<usize> {
         let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let mut vectors = std::mem::take(&mut self.scratch);
         vectors.clear();
@@ -211,9 +229,7 @@ impl GuestBuf {
             }
         });
         let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
-        // SAFETY: each vector is inside a region of `memory`, which `self` keeps mapped; the kernel copies out of it.
-        // `vectors` has `count` entries and lives until the call returns.
-        let n = unsafe { libc::pwritev2(file.as_raw_fd(), vectors.as_ptr(), count, offset, 0) };
+        let n = f(vectors.as_ptr(), count, offset);
         self.scratch = vectors;
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
@@ -231,9 +247,15 @@ mod tests {
         Arc::new(GuestMemory::from_ranges(&ranges).unwrap())
     }
 
+    fn buffer() -> GuestBuf {
+        let mut buf = GuestBuf::new();
+        buf.reset(&memory());
+        buf
+    }
+
     #[test]
     fn spans_regions_and_refuses_holes() {
-        let mut buf = GuestBuf::new(memory());
+        let mut buf = buffer();
         buf.push(0x1ff0, 0x20).unwrap();
         assert_eq!(buf.len(), 0x20);
         assert_eq!(buf.push(0x2ff0, 0x20), Err(Fault));
@@ -246,7 +268,7 @@ mod tests {
 
     #[test]
     fn copies_at_any_offset_over_many_segments() {
-        let mut buf = GuestBuf::new(memory());
+        let mut buf = buffer();
         for i in 0..100 {
             buf.push(0x1000 + i * 20, 10).unwrap();
         }
@@ -269,7 +291,7 @@ mod tests {
     #[test]
     fn writes_scattered_memory_to_files() {
         let file = tempfile::tempfile().unwrap();
-        let mut buf = GuestBuf::new(memory());
+        let mut buf = buffer();
         for i in 0..50 {
             buf.push(0x8000 + i * 60, 33).unwrap();
         }
@@ -287,7 +309,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let data: Vec<u8> = (0..2000u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
         file.write_all(&data).unwrap();
-        let mut buf = GuestBuf::new(memory());
+        let mut buf = buffer();
         for i in 0..50 {
             buf.push(0x8000 + i * 60, 33).unwrap();
         }

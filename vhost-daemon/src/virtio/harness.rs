@@ -5,6 +5,8 @@
 //! uses.
 
 use super::GuestMemory;
+use super::call::Call;
+use super::crew::Hand;
 use super::pool::Pool;
 use super::ring::RingLayout;
 use super::ring_state::SharedRing;
@@ -69,14 +71,14 @@ impl<F: GuestFs + 'static> Harness<F> {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)])
             .map(Arc::new)
             .map_err(|e| io::Error::other(e.to_string()))?;
-        let ring = Arc::new(SharedRing::new(1)?);
+        let ring = Arc::new(SharedRing::new(1));
         let call = File::from(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?);
         let layout = RingLayout { size: RING_SIZE, desc: DESC, avail: AVAIL, used: USED, event_idx: true };
         ring.change(|r| {
             r.memory = Some(Arc::clone(&memory));
             r.setup.size = RING_SIZE;
             r.setup.layout = Some(layout);
-            r.setup.call = Some(Arc::new(call));
+            r.setup.call = Some(Arc::new(Call::new(call)));
             r.setup.enabled = true;
             r.setup.started = true;
         });
@@ -196,12 +198,10 @@ impl<F: GuestFs + 'static> Harness<F> {
     }
 
     /// The worker of the ring, to be run in place with [`HarnessWorker::serve`].
-    ///
-    /// # Errors
-    ///
-    /// Its event loop cannot be made.
-    pub fn worker(&self) -> io::Result<HarnessWorker<'_, F>> {
-        Worker::new(&self.ring, &self.server, &self.pool).map(HarnessWorker)
+    #[must_use]
+    pub fn worker(&self) -> HarnessWorker<F> {
+        let (ring, server) = (Arc::clone(&self.ring), Arc::clone(&self.server));
+        HarnessWorker { worker: Worker::new(ring, server, Arc::clone(&self.pool)), hand: Hand::alone() }
     }
 
     /// Heads given back since the start, modulo 2^16.
@@ -243,17 +243,20 @@ impl<F: GuestFs + 'static> Harness<F> {
 }
 
 /// The worker of a [`Harness`].
-pub struct HarnessWorker<'a, F>(Worker<'a, F>);
+pub struct HarnessWorker<F> {
+    worker: Worker<F>,
+    hand: Hand,
+}
 
-impl<F> std::fmt::Debug for HarnessWorker<'_, F> {
+impl<F> std::fmt::Debug for HarnessWorker<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("HarnessWorker")
     }
 }
 
-impl<F: GuestFs + 'static> HarnessWorker<'_, F> {
+impl<F: GuestFs + 'static> HarnessWorker<F> {
     /// Serves all that is announced.
     pub fn serve(&mut self) {
-        while self.0.serve() {}
+        self.worker.serve(&mut self.hand);
     }
 }

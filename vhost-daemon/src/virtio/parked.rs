@@ -4,7 +4,7 @@
 //! nobody any more. Does not own: what is being waited for.
 
 use super::guest_buf::GuestBuf;
-use super::ring_state::SharedRing;
+use super::ring_state::{Notify, SharedRing};
 use crate::fuse::ParkedRead;
 use crate::fuse::abi::OutHeader;
 use std::io;
@@ -45,7 +45,7 @@ impl Slot {
         let wire_len = u32::try_from(len).unwrap_or(u32::MAX);
         buf.write(0, OutHeader { len: wire_len, error, unique: self.unique }.as_bytes());
         drop(buf);
-        self.ring.give_back_parked(self.life, self.head, wire_len);
+        self.ring.give_back_parked(self.life, self.head, wire_len, Notify::Worker);
     }
 
     /// Answers EIO if nobody is filling the reply this moment; says whether it did.
@@ -77,7 +77,8 @@ impl Slot {
             return;
         }
         drop(taken);
-        self.ring.give_back_parked(self.life, self.head, u32::try_from(len).unwrap_or(u32::MAX));
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        self.ring.give_back_parked(self.life, self.head, len, Notify::Here);
     }
 }
 

@@ -1,4 +1,4 @@
-//! A ring as its worker, the control connection and the fetch side share it.
+//! A ring as the crew, the control connection and the fetch side share it.
 //!
 //! Owns: the lock around a ring, its event descriptors, whether it runs, and the replies that are parked
 //! on it. Does not own: taking requests (worker) or the vhost-user messages (device).
@@ -6,15 +6,14 @@
 //! Lock order: `state` before `parked`; a parked reply's own lock is taken with neither held.
 
 use super::GuestMemory;
+use super::call::Call;
+use super::crew::Seat;
 use super::parked::Slot;
 use super::ring::{Ring, RingFault, RingLayout};
 use crate::log_limit::LogLimit;
-use rustix::event::{EventfdFlags, eventfd};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a ring that is stopped waits for the requests it has taken; then they get EIO.
@@ -30,16 +29,25 @@ pub(super) struct RingSetup {
     /// Avail index to start from.
     pub(super) base: u16,
     pub(super) kick: Option<Arc<File>>,
-    pub(super) call: Option<Arc<File>>,
-    pub(super) err: Option<Arc<File>>,
+    pub(super) call: Option<Arc<Call>>,
+    pub(super) err: Option<Arc<Call>>,
     /// Between SET_VRING_KICK and GET_VRING_BASE.
     pub(super) started: bool,
     /// SET_VRING_ENABLE.
     pub(super) enabled: bool,
 }
 
+/// Who tells the guest of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Notify {
+    /// The thread that gives it back, which serves this guest alone.
+    Here,
+    /// A worker of the crew.
+    Worker,
+}
+
 /// The state behind the lock.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct RingState {
     pub(super) setup: RingSetup,
     pub(super) memory: Option<Arc<GuestMemory>>,
@@ -47,11 +55,13 @@ pub(super) struct RingState {
     pub(super) ring: Option<Ring>,
     /// Counts the lives of the ring: what was taken in an earlier one is not given back to this one.
     pub(super) life: u64,
-    /// Counts changes of the kick descriptor.
-    pub(super) kick_generation: u64,
+    /// The guest is to be interrupted for what somebody else than a worker gave back.
+    pub(super) call_owed: bool,
+    /// The front-end is to be told that the ring is broken.
+    alarm: Option<Arc<Call>>,
     /// The guest or front-end broke it; only a stop and a new start mend it.
     pub(super) broken: bool,
-    /// The connection is over: the worker ends.
+    /// The connection is over.
     pub(super) quit: bool,
 }
 
@@ -63,7 +73,8 @@ pub(super) struct SharedRing {
     state: Mutex<RingState>,
     drained: Condvar,
     parked: Mutex<HashMap<u16, Arc<Slot>>>,
-    wake: OwnedFd,
+    /// Its place in the crew, once it has one.
+    seat: OnceLock<Seat>,
     log: LogLimit,
 }
 
@@ -87,28 +98,20 @@ impl RingState {
 
 impl SharedRing {
     /// A ring that nothing is known of yet.
-    ///
-    /// # Errors
-    ///
-    /// That of eventfd(2).
-    pub(super) fn new(index: usize) -> io::Result<Self> {
-        let state = RingState {
-            setup: RingSetup::default(),
-            memory: None,
-            ring: None,
-            life: 0,
-            kick_generation: 0,
-            broken: false,
-            quit: false,
-        };
-        Ok(Self {
+    pub(super) fn new(index: usize) -> Self {
+        Self {
             index,
-            state: Mutex::new(state),
+            state: Mutex::default(),
             drained: Condvar::new(),
-            parked: Mutex::new(HashMap::new()),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            parked: Mutex::default(),
+            seat: OnceLock::new(),
             log: LogLimit::default(),
-        })
+        }
+    }
+
+    /// Gives it its place in the crew.
+    pub(super) fn sit(&self, seat: Seat) {
+        let _ = self.seat.set(seat);
     }
 
     /// The state. A panic while it was held leaves no half-done step behind that matters more than
@@ -117,12 +120,7 @@ impl SharedRing {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The descriptor the worker sleeps on beside the kick.
-    pub(super) fn wake_fd(&self) -> &OwnedFd {
-        &self.wake
-    }
-
-    /// Changes the setup and lets the worker look at the result.
+    /// Changes the setup and has the result looked at.
     pub(super) fn change(&self, f: impl FnOnce(&mut RingState)) {
         let mut state = self.lock();
         f(&mut state);
@@ -133,19 +131,40 @@ impl SharedRing {
         self.wake();
     }
 
-    /// Lets the worker look at the ring and its state.
+    /// Has the ring visited.
     pub(super) fn wake(&self) {
-        // A full counter means that the worker has been woken already.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        if let Some(seat) = self.seat.get() {
+            seat.wake();
+        }
+    }
+
+    /// Puts another kick descriptor, or none, in the place of the one there is.
+    pub(super) fn change_kick(&self, kick: Option<File>) {
+        let kick = kick.map(Arc::new);
+        let mut state = self.lock();
+        let old = std::mem::replace(&mut state.setup.kick, kick.clone());
+        drop(state);
+        let Some(seat) = self.seat.get() else { return };
+        if let Some(old) = old {
+            seat.unwatch(&old);
+        }
+        if let Some(new) = kick
+            && let Err(error) = seat.watch(&new)
+        {
+            self.complain(|| format!("cannot watch its kick descriptor: {error}"));
+        }
     }
 
     /// Marks the ring broken: no request is taken until it is stopped and started again.
     pub(super) fn break_ring(&self, state: &mut RingState, fault: &RingFault) {
         state.broken = true;
         self.log.warn(|| format!("ring {}: {fault}; it rests until the front-end resets it", self.index));
-        if let Some(err) = &state.setup.err {
-            let _ = rustix::io::write(err.as_ref(), &1u64.to_ne_bytes());
-        }
+        state.alarm.clone_from(&state.setup.err);
+    }
+
+    /// What is to be signalled because the ring broke. Not under the lock, so a worker asks for it.
+    pub(super) fn alarm(&self) -> Option<Arc<Call>> {
+        self.lock().alarm.take()
     }
 
     /// Logs what a guest did wrong, not more often than is good for the log.
@@ -153,25 +172,36 @@ impl SharedRing {
         self.log.warn(|| format!("ring {}: {}", self.index, what()));
     }
 
-    /// Gives back a head that was parked in `life`, and notifies the guest.
-    pub(super) fn give_back_parked(&self, life: u64, head: u16, len: u32) {
+    /// Gives back a head that was parked in `life`. The guest is notified by this thread if it serves nobody else, or
+    /// else by a worker: a front-end may make whoever tells it wait.
+    pub(super) fn give_back_parked(&self, life: u64, head: u16, len: u32, by: Notify) {
         self.parked().remove(&head);
-        let mut state = self.lock();
+        let mut guard = self.lock();
+        let state = &mut *guard;
         if state.life != life {
             return;
         }
-        let call = give_back(&mut state, head, len, true);
-        let idle = state.ring.as_ref().is_none_or(|r| r.in_flight() == 0);
-        let fault = call.as_ref().err().copied();
-        if let Some(fault) = fault {
-            self.break_ring(&mut state, &fault);
+        let given = give_back(state, head, len);
+        if let Err(fault) = &given {
+            self.break_ring(state, fault);
         }
-        drop(state);
+        let wanted = match (&mut state.ring, &state.memory) {
+            (Some(ring), Some(memory)) => ring.wants_interrupt(memory),
+            _ => false,
+        };
+        let call = if wanted && by == Notify::Here { state.setup.call.clone() } else { None };
+        let owed = wanted && by == Notify::Worker;
+        state.call_owed |= owed;
+        let idle = state.ring.as_ref().is_none_or(|r| r.in_flight() == 0);
+        drop(guard);
         if idle {
             self.drained.notify_all();
         }
-        if let Ok(Some(call)) = call {
-            signal(&call);
+        if let Some(call) = call {
+            call.signal();
+        }
+        if owed || given.is_err() {
+            self.wake();
         }
     }
 
@@ -219,13 +249,17 @@ impl SharedRing {
         state.life += 1;
         state.broken = false;
         state.setup.base = base;
-        state.setup.kick = None;
-        state.setup.call = None;
-        state.kick_generation += 1;
+        let owed = std::mem::take(&mut state.call_owed);
+        let call = state.setup.call.take().filter(|_| owed);
+        drop(state);
+        if let Some(call) = call {
+            call.signal();
+        }
+        self.change_kick(None);
         base
     }
 
-    /// The connection is over: the worker ends, parked replies are dropped, guest memory is let go.
+    /// The connection is over: nobody serves the ring any more, parked replies are dropped, guest memory is let go.
     pub(super) fn quit(&self) {
         let mut state = self.lock();
         state.quit = true;
@@ -233,7 +267,10 @@ impl SharedRing {
         state.ring = None;
         state.memory = None;
         drop(state);
-        self.wake();
+        self.change_kick(None);
+        if let Some(seat) = self.seat.get() {
+            seat.leave();
+        }
         let slots: Vec<_> = self.parked().drain().map(|(_, slot)| slot).collect();
         for slot in slots {
             slot.forget();
@@ -241,23 +278,14 @@ impl SharedRing {
     }
 }
 
-/// Gives a head back; returns the descriptor to signal when the guest wants it and `check` is set.
+/// Gives a head back.
 ///
 /// # Errors
 ///
 /// See [`Ring::give_back`].
-pub(super) fn give_back(
-    state: &mut RingState,
-    head: u16,
-    len: u32,
-    check: bool,
-) -> Result<Option<Arc<File>>, RingFault> {
-    let (Some(ring), Some(memory)) = (&mut state.ring, &state.memory) else { return Ok(None) };
-    ring.give_back(memory, head, len)?;
-    if check && ring.wants_interrupt(memory) { Ok(state.setup.call.clone()) } else { Ok(None) }
-}
-
-/// Interrupts the guest.
-pub(super) fn signal(call: &File) {
-    let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+pub(super) fn give_back(state: &mut RingState, head: u16, len: u32) -> Result<(), RingFault> {
+    match (&mut state.ring, &state.memory) {
+        (Some(ring), Some(memory)) => ring.give_back(memory, head, len),
+        _ => Ok(()),
+    }
 }

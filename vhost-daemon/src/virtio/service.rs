@@ -1,12 +1,13 @@
 //! The socket: one front-end after the other, the same device for each.
 //!
-//! Owns: the listening socket and its file, connections, the threads of a connection, a prompt end. Does
-//! not own: what a connection says.
+//! Owns: the listening socket and its file, connections, a prompt end. Does not own: what a connection says, who serves
+//! its rings.
 
+use super::crew::Crew;
 use super::device::Device;
 use super::pool::Pool;
 use super::ring_state::SharedRing;
-use super::worker;
+use super::worker::Worker;
 use crate::fuse::{GuestFs, InitLimits, Server};
 use crate::log_limit::LogLimit;
 use std::io;
@@ -97,9 +98,9 @@ impl Service {
         })
     }
 
-    /// Serves front-ends one after the other until [`Service::stop`]. What was agreed with a guest outlives
+    /// Serves front-ends one after the other until [`Service::stop`], with `crew` at their rings. What was agreed with a guest outlives
     /// a connection: a front-end may come back with the same guest, any number of times.
-    pub fn run<F: GuestFs + 'static>(&self, fs: &Arc<F>) {
+    pub fn run<F: GuestFs + 'static>(&self, fs: &Arc<F>, crew: &Crew) {
         let limits = InitLimits { request_queues: self.options.request_queues, flags: 0 };
         let server = Arc::new(Server::new(Arc::clone(fs), limits));
         while !self.stopping.load(Ordering::Acquire) {
@@ -129,7 +130,7 @@ impl Service {
             }
             let socket = self.options.socket.display();
             self.log.info(|| format!("front-end connected to {socket}"));
-            match catch_unwind(AssertUnwindSafe(|| self.connection(stream, &server))) {
+            match catch_unwind(AssertUnwindSafe(|| self.connection(stream, &server, crew))) {
                 Ok(Ok(())) => self.log.info(|| format!("front-end left {socket}")),
                 Ok(Err(error)) => self.log.warn(|| format!("connection on {socket} ended: {error}")),
                 Err(_) => tracing::error!("connection on {socket} ended by a panic; the next one is served"),
@@ -156,41 +157,33 @@ impl Service {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One connection from its first message to its end, threads included.
+    /// One connection from its first message to its end.
     fn connection<F: GuestFs + 'static>(
         &self,
         stream: UnixStream,
         server: &Arc<Server<F>>,
+        crew: &Crew,
     ) -> Result<(), VhostUserError> {
-        let count = usize::from(self.options.request_queues) + 1;
-        let mut rings = Vec::with_capacity(count);
-        for index in 0..count {
-            let ring = SharedRing::new(index).map_err(VhostUserError::ReqHandlerError)?;
-            rings.push(Arc::new(ring));
+        let mut rings = QuitOnDrop(Vec::new());
+        for index in 0..=usize::from(self.options.request_queues) {
+            let ring = Arc::new(SharedRing::new(index));
+            let worker = Worker::new(Arc::clone(&ring), Arc::clone(server), Arc::clone(&self.pool));
+            ring.sit(crew.enter(Arc::new(worker)).map_err(VhostUserError::ReqHandlerError)?);
+            rings.0.push(ring);
         }
-        thread::scope(|scope| {
-            let _quit = QuitOnDrop(&rings);
-            for ring in &rings {
-                let name = if ring.index == 0 { "hiprio".to_owned() } else { format!("ring {}", ring.index) };
-                thread::Builder::new()
-                    .name(name)
-                    .spawn_scoped(scope, || worker::run(ring, server, &self.pool))
-                    .map_err(VhostUserError::ReqHandlerError)?;
-            }
-            let device = Arc::new(Device::new(Arc::clone(server), rings.clone()));
-            let mut handler = BackendReqHandler::from_stream(stream, device);
-            loop {
-                match handler.handle_request() {
-                    Ok(()) => {}
-                    Err(VhostUserError::Disconnected | VhostUserError::SocketBroken(_)) => return Ok(()),
-                    Err(_) if self.stopping.load(Ordering::Acquire) => return Ok(()),
-                    Err(error) if recoverable(&error) => {
-                        self.log.warn(|| format!("front-end message refused: {error}"))
-                    }
-                    Err(error) => return Err(error),
+        let device = Arc::new(Device::new(Arc::clone(server), rings.0.clone()));
+        let mut handler = BackendReqHandler::from_stream(stream, device);
+        loop {
+            match handler.handle_request() {
+                Ok(()) => {}
+                Err(VhostUserError::Disconnected | VhostUserError::SocketBroken(_)) => return Ok(()),
+                Err(_) if self.stopping.load(Ordering::Acquire) => return Ok(()),
+                Err(error) if recoverable(&error) => {
+                    self.log.warn(|| format!("front-end message refused: {error}"))
                 }
+                Err(error) => return Err(error),
             }
-        })
+        }
     }
 }
 
@@ -200,12 +193,12 @@ fn recoverable(error: &VhostUserError) -> bool {
     matches!(error, VhostUserError::InvalidOperation(_))
 }
 
-/// Ends the workers whichever way a connection ends.
-struct QuitOnDrop<'a>(&'a [Arc<SharedRing>]);
+/// Ends the rings whichever way a connection ends.
+struct QuitOnDrop(Vec<Arc<SharedRing>>);
 
-impl Drop for QuitOnDrop<'_> {
+impl Drop for QuitOnDrop {
     fn drop(&mut self) {
-        for ring in self.0 {
+        for ring in &self.0 {
             ring.quit();
         }
     }

@@ -1,0 +1,575 @@
+//! The crew: a few threads that serve all rings of all guests of a daemon.
+//!
+//! Owns: the threads, the one epoll they sleep on, who sleeps and who works. Does not own: whose turn it is ([`queue`]),
+//! what is done when a worker does not get on ([`watch`]), what serving a ring means ([`Served`]).
+//!
+//! A ring is served by one worker at a time, a batch; then it goes to the end of the line. A ring that was found empty is
+//! looked at again while others have work, without asking its guest for a kick: a busy crew costs guests no system call,
+//! however little each of them has in flight. When a whole round finds nothing, rings are put to rest, and the workers
+//! sleep: an idle crew uses no processor.
+
+mod hand;
+mod queue;
+mod watch;
+
+pub(super) use hand::Hand;
+
+use crate::interrupt;
+use crate::virtio::call::is_watchable;
+use hand::Progress;
+use queue::{After, Key, Pick, Queue};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Events taken at once.
+const EVENTS: usize = 32;
+/// The bell's key; no ring gets it while there are fewer than 2^32 of them.
+const BELL: u64 = u64::MAX;
+/// Visits after which kicks are looked for where nobody sleeps on them.
+const VISITS_BETWEEN_LOOKS: u32 = 16;
+/// Visits over which a worker judges whether it is needed.
+const SPELL: u32 = 64;
+/// How long a worker that is too many sleeps before it ends.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long the end of a ring waits for the worker that has it.
+const LEAVE_TIME: Duration = Duration::from_secs(5);
+
+/// How a visit to a ring ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Visit {
+    /// There was nothing to do.
+    Nothing,
+    /// Something was done, and there is no more.
+    Drained,
+    /// A batch was done; there may be more.
+    More,
+    /// The ring does not run. It is not looked at before somebody wakes it.
+    Stopped,
+}
+
+/// A ring, as the crew sees it. Calls never overlap.
+pub(super) trait Served: Send + Sync {
+    /// Serves a batch at most.
+    fn visit(&self, hand: &mut Hand) -> Visit;
+
+    /// Asks the guest to kick; returns whether there is something already.
+    fn rest(&self) -> bool;
+}
+
+/// The crew of a daemon. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Crew(Arc<Shared>);
+
+struct Shared {
+    epoll: OwnedFd,
+    /// Wakes one worker, edge-triggered and never read.
+    bell: OwnedFd,
+    /// Workers that are to get on at a time.
+    size: usize,
+    state: Mutex<State>,
+    /// A ring that was told to leave has left its worker.
+    left: Condvar,
+    /// The watcher has something to watch, or is to end.
+    watch: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: Queue,
+    workers: Vec<Worker>,
+    /// Workers that do not sleep.
+    awake: usize,
+    /// Workers that did not get on when the watcher looked last.
+    stuck: usize,
+    /// Times that a worker woke.
+    wakes: u64,
+    watcher: bool,
+    watching: bool,
+    ended: bool,
+}
+
+struct Worker {
+    progress: Arc<Progress>,
+    thread: JoinHandle<()>,
+}
+
+/// What a worker is to do next.
+enum Step {
+    Visit(Pick),
+    Rest(Pick),
+    /// Look for kicks without sleeping.
+    Look,
+    /// Sleep; if it is one too many, not for ever.
+    Sleep {
+        surplus: bool,
+    },
+    End,
+}
+
+/// What a worker has found lately.
+#[derive(Default)]
+struct Spell {
+    visits: u32,
+    empty: u32,
+    since_look: u32,
+}
+
+impl Spell {
+    fn count(&mut self, visit: Visit) {
+        self.visits += 1;
+        self.since_look += 1;
+        self.empty += u32::from(matches!(visit, Visit::Nothing | Visit::Stopped));
+    }
+
+    /// Whether the others would have done it alone.
+    fn is_idle(&mut self) -> bool {
+        if self.visits < SPELL {
+            return false;
+        }
+        let idle = self.empty * 2 > self.visits;
+        (self.visits, self.empty) = (0, 0);
+        idle
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Crew").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl Crew {
+    /// A crew of as many workers as there are processors, two at least; they are started with the first rings.
+    ///
+    /// # Errors
+    ///
+    /// That of epoll_create(2), eventfd(2) or sigaction(2).
+    pub fn new() -> io::Result<Self> {
+        let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self::of(processors.max(2))
+    }
+
+    /// A crew of so many workers.
+    pub(super) fn of(size: usize) -> io::Result<Self> {
+        interrupt::allow()?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &bell, epoll::EventData::new_u64(BELL), flags)?;
+        Ok(Self(Arc::new(Shared {
+            epoll,
+            bell,
+            size,
+            state: Mutex::default(),
+            left: Condvar::new(),
+            watch: Condvar::new(),
+        })))
+    }
+
+    /// Adds a ring, at rest. It stays until [`Seat::leave`].
+    ///
+    /// # Errors
+    ///
+    /// No thread can be started.
+    pub(super) fn enter(&self, task: Arc<dyn Served>) -> io::Result<Seat> {
+        let shared = &self.0;
+        let mut state = shared.lock();
+        if !state.watcher {
+            let watched = Arc::clone(shared);
+            thread::Builder::new().name("watch".to_owned()).spawn(move || watch::run(&watched))?;
+            state.watcher = true;
+        }
+        let key = state.queue.enter(task);
+        let wanted = shared.size.min(state.queue.members());
+        while state.workers.len() < wanted {
+            match shared.hire(&mut state) {
+                Err(error) if state.workers.is_empty() => {
+                    state.queue.leave(key);
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::warn!("only {} threads serve guests: {error}", state.workers.len());
+                    break;
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(Seat { shared: Arc::clone(shared), key })
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.watch.notify_all();
+        self.0.ring_bell();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring_bell(&self) {
+        // A counter that is full has woken somebody.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Starts a worker.
+    fn hire(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let progress = Arc::new(Progress::default());
+        let (shared, mine) = (Arc::clone(self), Arc::clone(&progress));
+        let name = format!("crew {}", state.workers.len());
+        let thread = thread::Builder::new().name(name).spawn(move || shared.work(&mine))?;
+        state.workers.push(Worker { progress, thread });
+        state.awake += 1;
+        self.watch_over(state);
+        Ok(())
+    }
+
+    /// Whoever is awake is watched.
+    fn watch_over(&self, state: &mut State) {
+        if !state.watching {
+            state.watching = true;
+            self.watch.notify_one();
+        }
+    }
+
+    /// The life of a worker.
+    fn work(self: &Arc<Self>, progress: &Arc<Progress>) {
+        progress.started();
+        let mut hand = Hand::new(Arc::clone(progress));
+        let mut spell = Spell::default();
+        let mut step = self.next(&mut spell, None);
+        loop {
+            step = match step {
+                Step::Visit(pick) => {
+                    let visit = hand.visit(&pick);
+                    spell.count(visit);
+                    self.next(&mut spell, Some((pick, visit)))
+                }
+                Step::Rest(pick) => {
+                    let more = pick.task.rest();
+                    let mut state = self.lock();
+                    let after = state.queue.rested(pick, more);
+                    self.settled(&after);
+                    state.step(&mut spell, self.size)
+                }
+                Step::Look => self.look(&mut spell, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }), false),
+                Step::Sleep { surplus } => self.look(&mut spell, surplus.then_some(&PATIENCE), true),
+                Step::End => break,
+            };
+            if matches!(step, Step::Sleep { .. }) {
+                hand.idle();
+            }
+        }
+        // One bell wakes one worker.
+        self.ring_bell();
+    }
+
+    /// Gives a ring back and says what is next.
+    fn next(&self, spell: &mut Spell, done: Option<(Pick, Visit)>) -> Step {
+        let mut state = self.lock();
+        if let Some((pick, visit)) = done {
+            match state.queue.after(pick, visit, Instant::now) {
+                After::Rest(pick) => return Step::Rest(pick),
+                after => self.settled(&after),
+            }
+        }
+        state.step(spell, self.size)
+    }
+
+    fn settled(&self, after: &After) {
+        if matches!(after, After::Left) {
+            self.left.notify_all();
+        }
+    }
+
+    /// Takes kicks, waiting for them or not, and says what is next.
+    fn look(&self, spell: &mut Spell, wait: Option<&Timespec>, slept: bool) -> Step {
+        let mut events: [epoll::Event; EVENTS] =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(BELL) };
+                EVENTS];
+        let (count, failed) = match epoll::wait(&self.epoll, &mut events, wait) {
+            Ok(count) => (count, false),
+            Err(rustix::io::Errno::INTR) => (0, false),
+            Err(error) => {
+                tracing::error!("waiting for kicks failed: {error}");
+                (0, true)
+            }
+        };
+        let mut state = self.lock();
+        if slept {
+            state.awake += 1;
+            state.wakes += 1;
+            *spell = Spell::default();
+        }
+        spell.since_look = 0;
+        for event in events.iter().take(count).map(|event| event.data.u64()).filter(|key| *key != BELL) {
+            state.queue.wake(Key::from_u64(event));
+        }
+        self.watch_over(&mut state);
+        let dismissed = slept && wait.is_some() && count == 0 && state.surplus(self.size);
+        if dismissed || failed {
+            let me = thread::current().id();
+            state.workers.retain(|worker| worker.thread.thread().id() != me);
+            state.awake -= 1;
+            return Step::End;
+        }
+        state.step(spell, self.size)
+    }
+}
+
+impl State {
+    /// What the caller, who is awake, is to do next.
+    fn step(&mut self, spell: &mut Spell, size: usize) -> Step {
+        if self.ended {
+            return Step::End;
+        }
+        if self.awake == self.workers.len() && spell.since_look >= VISITS_BETWEEN_LOOKS {
+            return Step::Look;
+        }
+        let others = self.awake.saturating_sub(self.stuck) > 1;
+        if !(spell.is_idle() && others)
+            && let Some(pick) = self.queue.next()
+        {
+            return Step::Visit(pick);
+        }
+        self.awake -= 1;
+        Step::Sleep { surplus: self.surplus(size) }
+    }
+
+    /// Whether there is a worker too many.
+    fn surplus(&self, size: usize) -> bool {
+        self.workers.len().saturating_sub(self.stuck) > size
+    }
+}
+
+/// A ring's place in the crew.
+#[derive(Debug)]
+pub(super) struct Seat {
+    shared: Arc<Shared>,
+    key: Key,
+}
+
+impl Seat {
+    /// Has the ring visited soon.
+    pub(super) fn wake(&self) {
+        let mut state = self.shared.lock();
+        let asleep = state.queue.wake(self.key) && state.awake <= state.stuck;
+        drop(state);
+        if asleep {
+            self.shared.ring_bell();
+        }
+    }
+
+    /// Has the ring visited whenever somebody writes to `kick`, which is never read: every write wakes, and a front-end
+    /// that reads its own descriptor cannot make a worker wait. The file has to stay open until [`Seat::unwatch`].
+    ///
+    /// # Errors
+    ///
+    /// That of epoll_ctl(2); `EPERM` for what is no event descriptor or pipe.
+    pub(super) fn watch(&self, kick: &File) -> io::Result<()> {
+        if !is_watchable(kick) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let data = epoll::EventData::new_u64(self.key.to_u64());
+        Ok(epoll::add(&self.shared.epoll, kick.as_fd(), data, flags)?)
+    }
+
+    /// Ends [`Seat::watch`].
+    pub(super) fn unwatch(&self, kick: &File) {
+        let _ = epoll::delete(&self.shared.epoll, kick.as_fd());
+    }
+
+    /// Takes the ring out. When this returns no worker has it, unless one hangs in the kernel.
+    pub(super) fn leave(&self) {
+        let shared = &self.shared;
+        let mut state = shared.lock();
+        if !state.queue.leave(self.key) {
+            return;
+        }
+        let deadline = Instant::now() + LEAVE_TIME;
+        while state.queue.is_leaving(self.key) {
+            if Instant::now() >= deadline {
+                tracing::warn!("a request hangs in the kernel; its worker is left to it");
+                return;
+            }
+            state = shared
+                .left
+                .wait_timeout(state, Duration::from_millis(20))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            // A front-end may fill the counter that a worker is about to write to.
+            for worker in state.workers.iter().filter(|w| w.progress.is_calling(self.key)) {
+                interrupt::thread(&worker.thread);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    /// A ring that has so much work; it can be made to hang.
+    #[derive(Default)]
+    struct Busy {
+        left: AtomicUsize,
+        visits: AtomicUsize,
+        inside: AtomicBool,
+        hang: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    }
+
+    impl Busy {
+        fn with(left: usize) -> Arc<Self> {
+            Arc::new(Self { left: AtomicUsize::new(left), ..Self::default() })
+        }
+
+        /// The next visit tells, and ends when it is told to.
+        fn hang(&self) -> (Receiver<()>, Sender<()>) {
+            let ((told, tell), (go, gate)) = (channel(), channel());
+            *self.hang.lock().unwrap() = Some((told, gate));
+            (tell, go)
+        }
+
+        fn visits(&self) -> usize {
+            self.visits.load(Ordering::SeqCst)
+        }
+    }
+
+    impl Served for Busy {
+        fn visit(&self, _hand: &mut Hand) -> Visit {
+            assert!(!self.inside.swap(true, Ordering::SeqCst), "two workers at one ring");
+            self.visits.fetch_add(1, Ordering::SeqCst);
+            let hang = self.hang.lock().unwrap().take();
+            if let Some((told, gate)) = hang {
+                told.send(()).unwrap();
+                let _ = gate.recv();
+            }
+            let left = self.left.load(Ordering::SeqCst);
+            self.left.store(left.saturating_sub(1), Ordering::SeqCst);
+            self.inside.store(false, Ordering::SeqCst);
+            match left {
+                0 => Visit::Nothing,
+                1 => Visit::Drained,
+                _ => Visit::More,
+            }
+        }
+
+        fn rest(&self) -> bool {
+            self.left.load(Ordering::SeqCst) > 0
+        }
+    }
+
+    fn until(what: &str, mut condition: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(30), "waited too long for {what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn all_work_is_done_once_and_then_nobody_looks() {
+        let crew = Crew::of(3).unwrap();
+        let rings: Vec<_> = (0..40).map(|_| Busy::with(50)).collect();
+        let seats: Vec<_> =
+            rings.iter().map(|ring| crew.enter(Arc::clone(ring) as Arc<dyn Served>).unwrap()).collect();
+        for seat in &seats {
+            seat.wake();
+        }
+        until("all work", || rings.iter().all(|ring| ring.left.load(Ordering::SeqCst) == 0));
+        until("sleep", || crew.0.lock().awake == 0);
+        let visits: usize = rings.iter().map(|ring| ring.visits()).sum();
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(
+            rings.iter().map(|ring| ring.visits()).sum::<usize>(),
+            visits,
+            "an idle crew looks at rings"
+        );
+        assert!(!crew.0.lock().watching, "an idle crew is watched");
+    }
+
+    #[test]
+    fn workers_that_hang_are_replaced_and_dismissed_later() {
+        let crew = Crew::of(2).unwrap();
+        let hanging: Vec<_> = (0..5).map(|_| Busy::with(1)).collect();
+        let gates: Vec<_> = hanging.iter().map(|ring| ring.hang()).collect();
+        let seats: Vec<_> =
+            hanging.iter().map(|ring| crew.enter(Arc::clone(ring) as Arc<dyn Served>).unwrap()).collect();
+        for (seat, (told, _)) in seats.iter().zip(&gates) {
+            seat.wake();
+            told.recv_timeout(Duration::from_secs(30)).unwrap();
+        }
+        let honest = Busy::with(1000);
+        let seat = crew.enter(Arc::clone(&honest) as Arc<dyn Served>).unwrap();
+        seat.wake();
+        until("an honest ring", || honest.left.load(Ordering::SeqCst) == 0);
+        let workers = crew.0.lock().workers.len();
+        assert!((6..=8).contains(&workers), "{workers} workers for five that hang");
+        for (_, go) in &gates {
+            go.send(()).unwrap();
+        }
+        until("the dismissed", || crew.0.lock().workers.len() <= 2);
+        honest.left.store(10, Ordering::SeqCst);
+        seat.wake();
+        until("the ring", || honest.left.load(Ordering::SeqCst) == 0);
+    }
+
+    #[test]
+    fn who_leaves_is_waited_for_and_never_visited_again() {
+        let crew = Crew::of(2).unwrap();
+        for _ in 0..50 {
+            let ring = Busy::with(usize::MAX);
+            let seat = crew.enter(Arc::clone(&ring) as Arc<dyn Served>).unwrap();
+            seat.wake();
+            until("a visit", || ring.visits() > 0);
+            seat.leave();
+            assert!(!ring.inside.load(Ordering::SeqCst));
+            let visits = ring.visits();
+            seat.wake();
+            thread::yield_now();
+            assert_eq!((ring.visits(), Arc::strong_count(&ring)), (visits, 1));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_tells_a_front_end_that_does_not_listen_is_freed_when_the_ring_leaves() {
+        use crate::virtio::call::Call;
+        struct Deaf(Call);
+        impl Served for Deaf {
+            fn visit(&self, hand: &mut Hand) -> Visit {
+                hand.signal(&self.0);
+                Visit::Drained
+            }
+            fn rest(&self) -> bool {
+                false
+            }
+        }
+        let crew = Crew::of(2).unwrap();
+        let file = File::from(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        let other = file.try_clone().unwrap();
+        let seat = crew.enter(Arc::new(Deaf(Call::new(file)))).unwrap();
+        // It looked as if it would not block, but that flag is the front-end's.
+        rustix::fs::fcntl_setfl(&other, rustix::fs::OFlags::empty()).unwrap();
+        rustix::io::write(&other, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        seat.wake();
+        until("the call", || crew.0.lock().workers.iter().any(|w| w.progress.is_calling(seat.key)));
+        let honest = Busy::with(100);
+        let beside = crew.enter(Arc::clone(&honest) as Arc<dyn Served>).unwrap();
+        beside.wake();
+        until("an honest ring", || honest.left.load(Ordering::SeqCst) == 0);
+        seat.leave();
+        assert_eq!(crew.0.lock().queue.members(), 1);
+    }
+}
