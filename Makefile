@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
-FUZZ_TARGETS := bootstrap_v5 bootstrap_v6 blob_meta fuse_request tar_archive tar_stream patterns stargz_toc compact_json attributes
+FUZZ_TARGETS := bootstrap_v5 bootstrap_v6 blob_meta fuse_request tar_archive tar_stream patterns stargz_toc compact_json attributes \
+  api_request config_file
 FUZZ_SECONDS ?= 30
 DEMO_DIR ?=
 PEER_DIR := target/peer

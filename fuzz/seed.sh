@@ -77,3 +77,25 @@ printf '{"min_used_ratio": 10, "compact_blob_size": 10485760, "blobs_dir": "/b"}
 printf '{"MinUsedRatio":"5","CompactBlobSize":"10485760","MaxCompactSize":"1","LayersToCompact":"32"}' > corpus/compact_json/nydusify
 printf '{"version":"v1","files":[{"path":"/x","ranges":[[0,4096]]}]}' > corpus/compact_json/files
 printf '# model\n*.bin type=external chunk_size=4MiB\n/a/**/b?c blob_id=ab chunk_0_compressed_offset=4096 compressed_size=1G crcs=0x1,0x2\n"/a b\\040" -type\n' > corpus/attributes/rules
+
+# Requests of clients, and configuration files: the samples, and one with each key of the prefetch and blob-cache kinds.
+mkdir -p corpus/api_request corpus/config_file
+cp ../configs/*.v1.json ../configs/*.v2.toml corpus/config_file/
+v1='{"device":{"id":"/1","backend":{"type":"registry","config":{"host":"h","repo":"r","auth":"dTpw","readahead":false,"proxy":{"fallback":false,"url":""},"mirrors":[{"host":"http://m"}]}},"cache":{"type":"blobcache","config":{"work_dir":"/c","disable_indexed_map":false}}},"mode":"direct","digest_validate":false,"amplify_io":1048576,"id_mapping":[0,100000,65536],"fs_prefetch":{"enable":true,"threads_count":8,"prefetch_all":true}}'
+printf '%s' "$v1" > corpus/config_file/client
+printf '{"version":2,"id":"x","backend":{"type":"s3","s3":{"region":"r","bucket_name":"b","endpoint":"","access_key_id":"i","access_key_secret":"s"}},"cache":{"type":"filecache","filecache":{"work_dir":"/c","max_bytes":7}},"rafs":{"verify":"off","prefetch":{"enable":true}}}' > corpus/config_file/v2
+request() { # NAME METHOD TARGET [BODY]
+    printf '%s %s HTTP/1.1\r\nHost: localhost\r\n\r\n%s' "$2" "$3" "${4-}" > "corpus/api_request/$1"
+}
+quoted=$(printf '%s' "$v1" | sed 's/"/\\"/g')
+request mount POST '/api/v1/mount?mountpoint=%2Frafs%2Fc1%2Flowerdir' "{\"fs_type\":\"rafs\",\"source\":\"/b\",\"config\":\"$quoted\",\"prefetch_files\":[\"/a\"]}"
+request shared POST '/api/v1/mount?mountpoint=/containers' '{"fs_type":"passthrough_fs","source":"/s","config":""}'
+request umount DELETE '/api/v1/mount?mountpoint=/a/b'
+request info GET /api/v1/daemon
+request level PUT /api/v1/daemon '{"log_level":"debug"}'
+request backend GET '/api/v1/daemon/backend?mountpoint=/'
+request files GET '/api/v1/metrics/files?id=/a&latest=true'
+request runtime PUT '/api/v1/config?id=%2F1' '{"registry_auth":"dTpw","proxy_url":"http://p:1"}'
+request socket POST /api/v1/sockets '{"socket":"/s","queues":2,"root":"/t","mounts":["/t/a"]}'
+request drop DELETE '/api/v1/sockets?socket=%2Fs'
+request blobs DELETE '/api/v2/blobs?domain_id=d&blob_id=b'

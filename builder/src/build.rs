@@ -83,6 +83,25 @@ pub enum BootstrapTarget {
     Inline,
 }
 
+impl BootstrapTarget {
+    /// The file to write to; `None` where it goes into the blob.
+    pub(crate) fn output(&self) -> Result<Option<Output>, BuildError> {
+        match self {
+            Self::File(path) => Output::create(path).map(Some),
+            Self::Directory(path) => Output::create_in(path).map(Some),
+            Self::Inline => Ok(None),
+        }
+    }
+
+    /// Gives what was written its name; `digest`: sha256 in hex.
+    pub(crate) fn commit(&self, output: Output, digest: &str) -> Result<PathBuf, BuildError> {
+        match self {
+            Self::Directory(_) => output.commit_named(digest),
+            Self::File(_) | Self::Inline => output.commit(),
+        }
+    }
+}
+
 /// What to build, and where to.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
@@ -246,8 +265,7 @@ pub fn create(options: &CreateOptions, progress: &Arc<Progress>) -> Result<Creat
         _ => commit_blob(target, blob, has_blob.then_some(&id))?,
     }
     report.bootstrap = match (&options.bootstrap, bootstrap) {
-        (BootstrapTarget::Directory(_), Some((output, digest))) => output.commit_named(&digest)?,
-        (_, Some((output, _))) => output.commit()?,
+        (target, Some((output, digest))) => target.commit(output, &digest)?,
         (_, None) => PathBuf::new(),
     };
     report.seconds.insert("total_build", start.elapsed().as_secs_f64());

@@ -55,11 +55,7 @@ pub(crate) fn create(
         BlobTarget::Directory(path) => Output::create_in(path)?,
         BlobTarget::CacheDirectory(_) => return refuse("--blob-cache-dir: the data is in the archive"),
     });
-    let bootstrap = match &options.bootstrap {
-        BootstrapTarget::File(path) => Some(Output::create(path)?),
-        BootstrapTarget::Directory(path) => Some(Output::create_in(path)?),
-        BootstrapTarget::Inline => None,
-    };
+    let bootstrap = options.bootstrap.output()?;
     let (source, mut tree) = TarSource::open_indexed(path, image, progress.clone())?;
     let base = Base::load(options)?;
     let first_blob = base.blob_count()?;
@@ -132,8 +128,7 @@ pub(crate) fn create(
         BlobTarget::Directory(_) | BlobTarget::CacheDirectory(_) => {}
     }
     report.bootstrap = match (&options.bootstrap, bootstrap) {
-        (BootstrapTarget::Directory(_), Some((output, digest))) => output.commit_named(&digest)?,
-        (_, Some((output, _))) => output.commit()?,
+        (target, Some((output, digest))) => target.commit(output, &digest)?,
         (_, None) => PathBuf::new(),
     };
     Ok(report)

@@ -4,7 +4,7 @@
 //! Owns: where the layer's chunks are said to be, the `.blob.meta` file. Does not own: the index.
 
 use crate::blobs::{BlobPlace, Object};
-use crate::build::{self, Base, BootstrapTarget, CreateOptions, CreateReport, StargzLayer};
+use crate::build::{self, Base, CreateOptions, CreateReport, StargzLayer};
 use crate::error::BuildError;
 use crate::layer::{KnownChunks, Referred, overlay};
 use crate::options::Version;
@@ -26,10 +26,8 @@ const ALIGNMENT: u64 = 4096;
 pub(crate) fn create(options: &CreateOptions, layer: &StargzLayer) -> Result<CreateReport, BuildError> {
     let id = check(options)?;
     let image = &options.image;
-    let bootstrap = match &options.bootstrap {
-        BootstrapTarget::File(path) => Output::create(path)?,
-        BootstrapTarget::Directory(path) => Output::create_in(path)?,
-        BootstrapTarget::Inline => return refuse("--blob-inline-meta: no blob is written"),
+    let Some(bootstrap) = options.bootstrap.output()? else {
+        return refuse("--blob-inline-meta: no blob is written");
     };
     let index = stargz::read(&layer.index)?;
     let base = Base::load(options)?;
@@ -111,12 +109,8 @@ pub(crate) fn create(options: &CreateOptions, layer: &StargzLayer) -> Result<Cre
         let table = ChunkInfoTable::v1(chunks.iter().filter(|chunk| chunk.blob == own.index.0))?;
         write_chunk_meta(path, &table, own)?;
     }
-    let bootstrap = match &options.bootstrap {
-        BootstrapTarget::Directory(_) => output.commit_named(&digest)?,
-        _ => output.commit()?,
-    };
     Ok(CreateReport {
-        bootstrap,
+        bootstrap: options.bootstrap.commit(output, &digest)?,
         blobs: blobs.iter().map(|blob| blob.id.clone()).collect(),
         blob_size: own.as_ref().map_or(0, |own| own.compressed_size),
         blob_uncompressed_size: uncompressed_end,

@@ -2,10 +2,9 @@
 //!
 //! Owns: its only blob entry and its chunk addresses. Does not own: reading the archive.
 
-use crate::build::{BootstrapTarget, CreateOptions, CreateReport};
+use crate::build::{CreateOptions, CreateReport};
 use crate::error::BuildError;
 use crate::options::{ImageOptions, Version};
-use crate::output::Output;
 use crate::pack::Chunk;
 use crate::progress::Progress;
 use crate::source::{TarIndex, TarSource};
@@ -37,10 +36,8 @@ pub(crate) fn create(
     if options.parent.is_some() || options.chunk_dict.is_some() {
         return refuse("--parent-bootstrap or --chunk-dict");
     }
-    let output = match &options.bootstrap {
-        BootstrapTarget::File(path) => Output::create(path)?,
-        BootstrapTarget::Directory(path) => Output::create_in(path)?,
-        BootstrapTarget::Inline => return refuse("--blob-inline-meta"),
+    let Some(output) = options.bootstrap.output()? else {
+        return refuse("--blob-inline-meta");
     };
     let (source, mut tree) = TarSource::open(path, image, progress.clone())?;
     let index = source.index(&mut tree)?;
@@ -65,12 +62,8 @@ pub(crate) fn create(
     let mut sink = FileSink::new(output);
     model.write(&mut sink)?;
     let (output, digest) = sink.finish()?;
-    let bootstrap = match &options.bootstrap {
-        BootstrapTarget::Directory(_) => output.commit_named(&digest)?,
-        _ => output.commit()?,
-    };
     Ok(CreateReport {
-        bootstrap,
+        bootstrap: options.bootstrap.commit(output, &digest)?,
         blobs: blobs.iter().map(|blob| blob.id.clone()).collect(),
         blob_size: index.size,
         blob_uncompressed_size: index.size,

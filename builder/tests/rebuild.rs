@@ -8,27 +8,25 @@ use rafs::layout::blob::BlobFeatures;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use support::command::{self, json, run, text};
 use support::expected;
 use support::read::contents;
 use support::source::noise;
 
-fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rafs-image")).args(args).stdin(Stdio::null()).output().unwrap()
-}
-
+/// What a command that succeeds says.
 fn ok(args: &[&str]) -> String {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(command::ok(args).stdout).unwrap()
 }
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
+/// Compacts an image so far that everything less than four fifths used is stored anew.
+fn compact(boot: &Path, blobs: &Path, out: &Path) -> String {
+    ok(&["compact", "-B", text(boot), "-D", text(blobs), "--min-used-ratio", "80", "-O", text(out)])
 }
 
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+/// Makes an image with chunks of 64 KiB.
+fn create(version: &str, more: &[&str], boot: &Path, blobs: &Path, source: &Path) -> String {
+    let start = ["create", "-v", version, "--chunk-size", "0x10000", "-B", text(boot), "-D", text(blobs)];
+    ok(&[&start, more, &[text(source)]].concat())
 }
 
 fn ids(bootstrap: &Path) -> Vec<String> {
@@ -154,31 +152,11 @@ fn a_compacted_image_is_the_same_with_fewer_blobs() {
         ok(&["check", text(&out), "--blob-dir", text(&new_blobs)]);
         // A second time there is nothing to do, and nothing appears.
         let again = layers.path("again");
-        ok(&[
-            "compact",
-            "-B",
-            text(&out),
-            "-D",
-            text(&new_blobs),
-            "--min-used-ratio",
-            "80",
-            "-O",
-            text(&again),
-        ]);
+        compact(&out, &new_blobs, &again);
         assert!(!again.exists(), "{shape:?}");
         // The same again gives the same bytes.
         if !encrypted {
-            ok(&[
-                "compact",
-                "-B",
-                text(boot),
-                "-D",
-                text(&blobs),
-                "--min-used-ratio",
-                "80",
-                "-O",
-                text(&again),
-            ]);
+            compact(boot, &blobs, &again);
             assert!(fs::read(&again).unwrap() == fs::read(&out).unwrap(), "{shape:?}");
         }
     }
@@ -422,18 +400,7 @@ fn a_dictionary_has_what_two_images_share() {
                 fs::write(at(image).join("in-two"), words(2, 70_000)).unwrap();
             }
             let (boot, source) = (at(&format!("{image}.boot")), at(image));
-            ok(&[
-                "create",
-                "-v",
-                version,
-                "--chunk-size",
-                "0x10000",
-                "-B",
-                text(&boot),
-                "-D",
-                text(dir.path()),
-                text(&source),
-            ]);
+            create(version, &[], &boot, dir.path(), &source);
         }
         let (dict, report) = (at("dict"), at("report"));
         ok(&[
@@ -467,20 +434,7 @@ fn a_dictionary_has_what_two_images_share() {
         fs::write(new.join("own"), noise(900, 50_000)).unwrap();
         let boot = at("new.boot");
         let argument = format!("bootstrap={}", text(&dict));
-        ok(&[
-            "create",
-            "-v",
-            version,
-            "--chunk-size",
-            "0x10000",
-            "--chunk-dict",
-            &argument,
-            "-B",
-            text(&boot),
-            "-D",
-            text(dir.path()),
-            text(&new),
-        ]);
+        create(version, &["--chunk-dict", &argument], &boot, dir.path(), &new);
         let blobs = ids(&boot);
         assert_eq!(blobs.len(), 2, "v{version}");
         assert_eq!(blobs[0], ids(&dict)[0]);

@@ -6,10 +6,12 @@
 mod archive;
 mod blob_meta;
 mod builder_inputs;
+mod texts;
 
 pub use archive::{patterns, tar_archive, tar_stream};
 pub use blob_meta::blob_meta;
 pub use builder_inputs::{attributes, compact_json, stargz_toc};
+pub use texts::{api_request, config_file};
 
 use rafs::ids::InodeNumber;
 use rafs::image::{CheckOptions, FileKind, Image, Inode};

@@ -1,48 +1,15 @@
-//! The HTTP API: every route with what it refuses, connections, mounts while guests use others, views, and many of each.
+//! The HTTP API: every route with what it answers and what it refuses. Connections are in `api_wire.rs`, mounts in
+//! `api_mounts.rs`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
-use guest_tests::frontend::client::ROOT;
-use guest_tests::frontend::fuse::{ATTR_OUT, getattr_in, op};
-use guest_tests::frontend::{Client, FrontendError, Options};
-use guest_tests::support::api::{ApiDaemon, Connection};
-use guest_tests::support::image::{Case, corpus};
-use guest_tests::support::random::Random;
+use guest_tests::support::api::ApiDaemon;
+use guest_tests::support::image::Case;
 use serde_json::{Value, json};
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-const ENOENT: i32 = 2;
-const ESTALE: i32 = 116;
-
-fn case(name: &str) -> Case {
-    corpus().unwrap().into_iter().find(|c| c.name == name).unwrap()
-}
-
-fn client(socket: &Path) -> Client {
-    Client::connect(socket, &Options { memory_mib: 64, ..Options::default() }).unwrap()
-}
-
-fn mount(daemon: &ApiDaemon, method: &str, path: &str, case: &Case) -> u16 {
-    let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, path);
-    let answer = daemon.call(method, &format!("/api/v1/mount?mountpoint={path}"), Some(&body)).unwrap();
-    answer.status
-}
-
-fn umount(daemon: &ApiDaemon, path: &str) -> u16 {
-    daemon.call("DELETE", &format!("/api/v1/mount?mountpoint={path}"), None).unwrap().status
-}
-
-fn errno(result: Result<Vec<u8>, FrontendError>) -> i32 {
-    match result {
-        Ok(_) => 0,
-        Err(error) => error.errno().unwrap_or_else(|| panic!("{error}")),
-    }
-}
 
 #[test]
 fn refusals_of_the_contract() {
     let daemon = ApiDaemon::start(&[]).unwrap();
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let good = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "x");
     let with = |from: &str, to: &str| {
         assert!(good.contains(from), "{from} is not in {good}");
@@ -55,7 +22,13 @@ fn refusals_of_the_contract() {
         ("POST", "/api/v1/daemon", Some("{}".into()), 400, "BadRequest"),
         ("PUT", "/api/v1/daemon", None, 400, "BadRequest"),
         ("PUT", "/api/v1/daemon", Some(r#"{"log_level":"loud"}"#.into()), 500, "Configure(ResponsePayloadType)"),
+        ("PUT", "/api/v1/daemon", Some("{}".into()), 400, "ParseBody(Error(\"missing field `log_level`\""),
         ("GET", "/api/v1/daemon", Some("x".into()), 400, "BadRequest"),
+        ("get", "/api/v1/daemon", None, 400, "BadRequest"),
+        ("OPTIONS", "/api/v1/daemon", None, 400, "BadRequest"),
+        ("GET", "//api/v1/daemon", None, 404, "NoRoute"),
+        ("GET", "/api/v1/%64aemon", None, 404, "NoRoute"),
+        ("PUT", "/api/v1/daemon/exit", Some("{}".into()), 400, "BadRequest"),
         ("PUT", "/api/v1/daemon/start", None, 400, r#"Configure(DaemonAbnormal(UnexpectedEvent("Start")))"#),
         ("PUT", "/api/v1/daemon/fuse/takeover", None, 400, r#"Upgrade(DaemonAbnormal(UnexpectedEvent("Takeover")))"#),
         ("PUT", "/api/v1/daemon/fuse/sendfd", None, 501, "Upgrade(DaemonAbnormal(Unsupported))"),
@@ -86,7 +59,14 @@ fn refusals_of_the_contract() {
             Some(good.replacen('{', r#"{"prefetch_files":["rel"],"#, 1)), 500, "invalid prefetch file list"),
         ("PUT", "/api/v1/mount?mountpoint=/a", Some(good.clone()), 500, "object or filesystem doesn't exist"),
         ("DELETE", "/api/v1/mount?mountpoint=/a", None, 500, "object or filesystem doesn't exist"),
+        ("POST", "/api/v1/mount?mountpoint=/%ff", Some(good.clone()), 400, "is not UTF-8"),
+        ("POST", "/api/v1/mount?mountpoint=", Some(good.clone()), 500, "PathWalk("),
+        ("GET", "/api/v1/daemon/backend?mountpoint=/none", None, 500, "object or filesystem doesn't exist"),
         ("PUT", "/api/v1/config?id=x", Some(r#"{"colour":"red"}"#.into()), 500, "colour"),
+        ("PUT", "/api/v1/config?id=x", Some(r#"{"registry_auth":"?"}"#.into()), 500, "user:password"),
+        ("PUT", "/api/v1/config?id=x", Some(r#"{"registry_auth":7}"#.into()), 400, "ParseBody("),
+        ("PUT", "/api/v1/config?id=x", Some(r#"{"proxy_url":"::"}"#.into()), 500, "proxy"),
+        ("PUT", "/api/v1/config", Some(r#"{"proxy_url":""}"#.into()), 400, "'id' should be specified"),
         ("POST", "/api/v1/sockets", Some(r#"{"socket":"s","queues":0}"#.into()), 500, "queues"),
         ("DELETE", "/api/v1/sockets?socket=none", None, 500, "doesn't exist"),
     ];
@@ -105,276 +85,65 @@ fn refusals_of_the_contract() {
     assert_eq!((health.status, health.body.as_str()), (200, "RUNNING\n"));
 }
 
-/// A mount that hangs on a file.
+/// Facts of superblocks that the contract shows.
 #[test]
-fn slow_mounts_delay_no_question_and_idle_connections_stay() {
+fn superblocks_and_ids_in_queries() {
     let daemon = ApiDaemon::start(&[]).unwrap();
-    let socket = daemon.path("api.sock");
-    let mut idle: Vec<Connection> = (0..1000).map(|_| Connection::open(&socket).unwrap()).collect();
-    let slow = case("v6-zstd-blake3");
-    let mut mounting = Connection::open(&socket).unwrap();
-    // A certificate file that is a FIFO: opening it waits for a writer.
-    let fifo = daemon.path("fifo");
-    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let config = json!({"device": {"backend": {"type": "registry",
-        "config": {"host": "localhost:1", "repo": "r", "ca_cert_files": [fifo]}}}, "mode": "direct"});
-    let body = json!({"source": slow.image.bootstrap, "config": config.to_string()}).to_string();
-    let head = format!(
-        "POST /api/v1/mount?mountpoint=/slow HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    mounting.send(head.as_bytes()).unwrap();
-    for _ in 0..50 {
-        assert_eq!(daemon.call("GET", "/api/v1/daemon", None).unwrap().status, 200);
-    }
-    // Now it ends, with an error or at once; the next mount goes on either way.
-    let nonblocking = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
-    let until = Instant::now() + Duration::from_secs(20);
-    let writer = loop {
-        match rustix::fs::open(&fifo, nonblocking, rustix::fs::Mode::empty()) {
-            Ok(writer) => break writer,
-            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
-            Err(error) => panic!("the mount does not wait, so this test shows nothing: {error}"),
+    for (name, path, magic, version) in
+        [("v6-zstd-blake3", "/six", 0xE0F5_E1E2_u64, 0x600), ("v5-zstd-blake3", "/five", 0x5241_4653, 0x500)]
+    {
+        let case = Case::named(name).unwrap();
+        assert_eq!(daemon.mount("POST", path, &case).unwrap(), 204);
+        let target = format!("/api/v1/daemon/backend?mountpoint={path}");
+        let facts = daemon.call("GET", &target, None).unwrap().json().unwrap();
+        assert_eq!((facts["magic"].as_u64(), facts["version"].as_u64()), (Some(magic), Some(version)));
+        if version == 0x600 {
+            // Bytes 40 to 43 of the superblock at 1024; nodes are 32 bytes each.
+            let bytes = std::fs::read(&case.image.bootstrap).unwrap();
+            let block = u32::from_le_bytes(bytes[1024 + 40..1024 + 44].try_into().unwrap());
+            let root = u16::from_le_bytes(bytes[1024 + 14..1024 + 16].try_into().unwrap());
+            assert_eq!(facts["meta_blkaddr"].as_u64(), Some(block.into()), "{facts}");
+            assert_eq!(facts["root_nid"].as_u64(), Some(root.into()), "{facts}");
         }
-    };
-    assert_eq!(daemon.call("GET", "/api/v1/daemon", None).unwrap().status, 200);
-    drop(writer);
-    assert!([204, 500].contains(&mounting.answer().unwrap().status));
-    assert_eq!(mount(&daemon, "POST", "/after", &slow), 204);
-    for connection in idle.iter_mut().step_by(100) {
-        assert_eq!(connection.call("GET", "/api/v2/daemon", None).unwrap().status, 200);
     }
-    drop(idle);
-    // A body over the limit, and one in pieces.
-    let mut large = Connection::open(&socket).unwrap();
-    large.send(b"PUT /api/v1/daemon HTTP/1.1\r\nHost: x\r\nContent-Length: 99000000\r\n\r\n").unwrap();
-    let answer = large.answer().unwrap();
-    assert!(
-        answer.status == 400
-            && answer.body.contains("Request payload with size 99000000 is larger than the limit")
-    );
-    let mut chunked = Connection::open(&socket).unwrap();
-    chunked
-        .send(b"PUT /api/v1/daemon HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"log\r\nf\r\n_level\":\"info\"}\r\n0\r\n\r\n")
-        .unwrap();
-    assert_eq!(chunked.answer().unwrap().status, 204);
+    // A path is the same however it is written.
+    for id in ["/six", "%2Fsix", "/six/", "//six"] {
+        let answer = daemon.call("GET", &format!("/api/v1/metrics?id={id}"), None).unwrap();
+        assert_eq!((answer.status, &answer.json().unwrap()["id"]), (200, &json!("/six")), "{id}");
+    }
+    assert_eq!(daemon.call("GET", "/api/v1/metrics?id=six", None).unwrap().status, 404);
+    assert_eq!(daemon.call("GET", "/api/v1/metrics", None).unwrap().status, 404, "there are two");
 }
 
+/// Reads are all timed, other calls too.
 #[test]
-fn a_remount_never_confuses_a_guest() {
+fn every_kind_of_call_is_timed() {
     let daemon = ApiDaemon::start(&[]).unwrap();
-    let (one, other) = (case("v6-zstd-blake3"), case("v6-none-sha256"));
-    assert_eq!(mount(&daemon, "POST", "/app", &one), 204);
-    let mut guest = client(&daemon.path("fs.sock"));
-    let before = guest.resolve(b"/app").unwrap();
-    let file = guest.resolve(b"/app/sizes/f4097").unwrap();
-    let attr = |guest: &mut Client, node| errno(guest.call(op::GETATTR, node, &getattr_in(), ATTR_OUT));
-    assert_eq!((attr(&mut guest, file.node), attr(&mut guest, 0x77 << 56 | 9)), (0, ENOENT));
-    assert!(before.entry_valid <= 1, "what leads to a mount is looked up again soon");
-
-    assert_eq!(mount(&daemon, "PUT", "/app", &other), 204);
-    let after = guest.resolve(b"/app").unwrap();
-    assert_ne!((after.node, after.generation), (before.node, before.generation));
-    assert_eq!(attr(&mut guest, file.node), ESTALE, "a node of the image that is gone");
-    assert_ne!(guest.resolve(b"/app/sizes/f4097").unwrap().generation, file.generation);
-
-    // The same image again is the same nodes.
-    assert_eq!(mount(&daemon, "PUT", "/app", &one), 204);
-    let again = guest.resolve(b"/app/sizes/f4097").unwrap();
-    assert_eq!((again.node, again.generation), (file.node, file.generation));
-    assert_eq!(umount(&daemon, "/app"), 204);
-    guest.resolve(b"/app").unwrap_err();
-    assert_eq!(guest.list(ROOT, 4096, true).unwrap().len(), 2, "only the dots");
-    assert_eq!(mount(&daemon, "POST", "/app", &one), 204);
-    assert_eq!(guest.resolve(b"/app/sizes/f4097").unwrap().node, file.node);
-    // And after a restart.
-    let restarted = ApiDaemon::start(&[]).unwrap();
-    assert_eq!(mount(&restarted, "POST", "/app", &one), 204);
-    assert_eq!(client(&restarted.path("fs.sock")).resolve(b"/app/sizes/f4097").unwrap().node, file.node);
-}
-
-#[test]
-fn views_show_their_mounts_only() {
-    let daemon = ApiDaemon::start(&["--sock", "t1.sock,root=/t1", "--sock", "pick.sock,mounts=/t2"]).unwrap();
-    let case = case("v6-zstd-blake3");
-    for path in ["/t1/app", "/t2", "/t3"] {
-        assert_eq!(mount(&daemon, "POST", path, &case), 204);
-    }
-    let body = json!({"socket": "late.sock", "queues": 1, "root": "/t3"}).to_string();
-    assert_eq!(daemon.call("POST", "/api/v1/sockets", Some(&body)).unwrap().status, 204);
-    let list = daemon.call("GET", "/api/v1/sockets", None).unwrap().json().unwrap();
-    assert_eq!(list.as_array().unwrap().len(), 4);
-    let names = |socket: &str| -> Vec<String> {
-        let mut guest = client(&daemon.path(socket));
-        let entries = guest.list(ROOT, 4096, true).unwrap();
-        let mut names: Vec<_> =
-            entries.iter().map(|e| String::from_utf8_lossy(&e.name).into_owned()).collect();
-        names.retain(|name| name != "." && name != "..");
-        names.sort();
-        names
-    };
-    assert_eq!(names("fs.sock"), ["t1", "t2", "t3"]);
-    assert_eq!(names("t1.sock"), ["app"]);
-    assert_eq!(names("pick.sock"), ["t2"]);
-    assert!(names("late.sock").contains(&"sizes".to_owned()), "the image is the root");
-
-    // Guessing gets nowhere: no index but the view's own answers.
-    let mut tenant = client(&daemon.path("t1.sock"));
-    let own = tenant.resolve(b"/app").unwrap().node;
-    for index in 1..=255u64 {
-        if index != own >> 56 {
-            let node = index << 56 | (own & ((1 << 56) - 1));
-            assert_eq!(errno(tenant.call(op::GETATTR, node, &getattr_in(), ATTR_OUT)), ENOENT, "{node:#x}");
-        }
-    }
-    let gone = daemon.call("DELETE", "/api/v1/sockets?socket=late.sock", None).unwrap();
-    assert_eq!(gone.status, 204);
-    assert!(!daemon.path("late.sock").exists());
-}
-
-#[test]
-fn a_thousand_mounts_leak_nothing() {
-    let daemon = ApiDaemon::start(&["--log-level", "warn"]).unwrap();
-    let case = case("v6-zstd-blake3");
-    assert_eq!(mount(&daemon, "POST", "/stays", &case), 204);
-    let mut guest = client(&daemon.path("fs.sock"));
-    let round = |n: usize, guest: &mut Client| {
-        let path = format!("/m/{}", n % 300);
-        assert_eq!(mount(&daemon, "POST", &path, &case), 204);
-        if n.is_multiple_of(50) {
-            guest.resolve(format!("{path}/names").as_bytes()).unwrap();
-        }
-        assert_eq!(umount(&daemon, &path), 204);
-    };
-    for n in 0..200 {
-        round(n, &mut guest);
-    }
-    let settled = || {
-        std::thread::sleep(Duration::from_millis(300));
-        daemon.process.usage().unwrap()
-    };
-    let before = settled();
-    for n in 200..1200 {
-        round(n, &mut guest);
-    }
-    let after = settled();
-    assert_eq!(after.descriptors, before.descriptors);
-    assert!(after.threads <= before.threads, "{before:?} {after:?}");
-    assert!(after.anon_kib < before.anon_kib + 2048, "{before:?} {after:?}");
-    guest.resolve(b"/stays/names").unwrap();
-}
-
-#[test]
-fn two_hundred_mounts_serve_at_once() {
-    let daemon = ApiDaemon::start(&["--log-level", "warn"]).unwrap();
-    let cases = [case("v6-zstd-blake3"), case("v5-zstd-blake3")];
-    for n in 0..200 {
-        assert_eq!(mount(&daemon, "POST", &format!("/img/{n}"), &cases[n % 2]), 204);
-    }
-    let mut guest = client(&daemon.path("fs.sock"));
-    let dir = guest.resolve(b"/img").unwrap().node;
-    // In small pieces, so that the listing is continued often.
-    let list = guest.list(dir, 600, true).unwrap();
-    assert_eq!(list.len(), 202);
-    let mut indexes: Vec<u64> = Vec::new();
-    for n in 0..200 {
-        let file = guest.resolve(format!("/img/{n}/sizes/f4097").as_bytes()).unwrap();
-        assert_eq!(guest.read(file.node, 0, 0, 8192).unwrap().len(), 4097);
-        indexes.push(file.node >> 56);
-    }
-    indexes.sort_unstable();
-    indexes.dedup();
-    assert_eq!(indexes.len(), 200);
-    let metrics = daemon.call("GET", "/metrics", None).unwrap().body;
-    assert!(metrics.contains("rafsd_mounts 200\n"));
-    assert!(daemon.process.usage().unwrap().threads < 40);
-    // All 255, and the one too many.
-    for n in 200..255 {
-        assert_eq!(mount(&daemon, "POST", &format!("/img/{n}"), &cases[0]), 204);
-    }
-    assert_eq!(mount(&daemon, "POST", "/img/255", &cases[0]), 500);
-    assert_eq!(umount(&daemon, "/img/7"), 204);
-    assert_eq!(mount(&daemon, "POST", "/img/255", &cases[0]), 204);
-}
-
-#[test]
-fn bodies_and_heads_out_of_nowhere() {
-    let daemon = ApiDaemon::start(&["--log-level", "error"]).unwrap();
-    let case = case("v6-zstd-blake3");
-    let good = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "x");
-    let mut random = Random::new(7);
-    let begun = Instant::now();
-    for n in 0..400 {
-        let mut bytes = good.clone().into_bytes();
-        for _ in 0..=random.below(6) {
-            let at = usize::try_from(random.below(bytes.len() as u64)).unwrap();
-            match random.below(3) {
-                0 => bytes[at] = random.next().to_le_bytes()[0],
-                1 => bytes.truncate(at.max(1)),
-                _ => bytes.insert(at, *random.pick(b"{}[]\",:\\0")),
-            }
-        }
-        let head = format!(
-            "POST /api/v1/mount?mountpoint=/f{n} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
-            bytes.len()
-        );
-        let mut connection = Connection::open(&daemon.path("api.sock")).unwrap();
-        connection.send(&[head.as_bytes(), &bytes].concat()).unwrap();
-        let answer = connection.answer().unwrap();
-        assert!([204, 400, 500].contains(&answer.status), "{answer:?}");
-        if answer.status == 204 {
-            assert_eq!(umount(&daemon, &format!("/f{n}")), 204);
-        }
-    }
+    assert_eq!(daemon.mount("POST", "/app", &Case::named("v6-zstd-blake3").unwrap()).unwrap(), 204);
+    let mut guest = daemon.guest("fs.sock").unwrap();
     for _ in 0..200 {
-        let mut bytes: Vec<u8> = b"GET /api/v1/daemon HTTP/1.1\r\nHost: x\r\nX: y\r\n\r\n".to_vec();
-        for _ in 0..=random.below(4) {
-            let at = usize::try_from(random.below(bytes.len() as u64)).unwrap();
-            bytes[at] = random.next().to_le_bytes()[0];
-        }
-        let mut connection = Connection::open(&daemon.path("api.sock")).unwrap();
-        connection.send(&bytes).unwrap();
+        let file = guest.resolve(b"/app/sizes/f4097").unwrap().node;
+        guest.read(file, 0, 0, 4096).unwrap();
+        let dir = guest.resolve(b"/app/names").unwrap().node;
+        guest.list(dir, 4096, true).unwrap();
     }
-    assert_eq!(daemon.call("GET", "/api/v1/daemon", None).unwrap().status, 200);
-    assert!(begun.elapsed() < Duration::from_secs(120));
-    assert!(!daemon.process.output().contains("panic"), "{}", daemon.process.output());
-}
-
-#[test]
-fn a_second_guest_costs_little_and_fetches_nothing_again() {
-    let daemon = ApiDaemon::start(&["--sock", "second.sock"]).unwrap();
-    let case = case("v6-large-files");
-    assert_eq!(mount(&daemon, "POST", "/app", &case), 204);
-    let read_all = |socket: &str| {
-        let mut guest = client(&daemon.path(socket));
-        for (path, entry) in case.expected.iter().filter(|(_, e)| e.size.is_some_and(|size| size > 0)) {
-            let node = guest.resolve(&[b"/app".as_slice(), path].concat()).unwrap().node;
-            let size = entry.size.unwrap();
-            for offset in (0..size).step_by(1 << 20) {
-                guest.read(node, 0, offset, 1 << 20).unwrap();
-            }
-        }
-        guest
-    };
-    let metric = |name: &str| -> u64 {
-        let page = daemon.call("GET", "/metrics", None).unwrap().body;
-        let line = page.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
-        line.parse().unwrap()
-    };
-    let first = read_all("fs.sock");
-    let (misses, before) = (metric("rafsd_cache_misses_total "), daemon.process.usage().unwrap());
-    let second = read_all("second.sock");
-    let after = daemon.process.usage().unwrap();
-    assert_eq!(metric("rafsd_cache_misses_total "), misses, "a chunk is fetched once");
-    assert!(after.anon_kib < before.anon_kib + 4096, "{before:?} {after:?}");
-    drop((first, second));
+    let metrics = daemon.call("GET", "/api/v1/metrics?id=/app", None).unwrap().json().unwrap();
+    // READ, LOOKUP, READDIRPLUS.
+    for op in [4, 9, 11] {
+        let (hits, micros) = (&metrics["fop_hits"][op], &metrics["fop_cumulative_latency_total"][op]);
+        assert!(hits.as_u64() >= Some(200) && micros.as_u64() > Some(0), "{op}: {metrics}");
+    }
+    let page = daemon.call("GET", "/metrics", None).unwrap().body;
+    let line =
+        page.lines().find(|l| l.starts_with("rafsd_operation_seconds_total{mount=\"/app\",op=\"lookup\"}"));
+    assert!(line.is_some_and(|line| !line.ends_with(" 0.000000")), "{line:?}");
 }
 
 #[test]
 fn the_dashboard_asks_for_what_there_is() {
     let daemon = ApiDaemon::start(&[]).unwrap();
-    let case = case("v6-zstd-blake3");
-    assert_eq!(mount(&daemon, "POST", "/app", &case), 204);
+    let case = Case::named("v6-zstd-blake3").unwrap();
+    assert_eq!(daemon.mount("POST", "/app", &case).unwrap(), 204);
     let page = daemon.call("GET", "/metrics", None).unwrap().body;
     for line in page.lines().filter(|line| !line.starts_with('#')) {
         let (name, value) = line.rsplit_once(' ').unwrap();
@@ -444,7 +213,7 @@ fn the_openapi_document_says_what_is_answered() {
     let path = guest_tests::support::binaries::workspace().join("docs/openapi.json");
     let document: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let daemon = ApiDaemon::start(&[]).unwrap();
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "/app");
     let body: Value = serde_json::from_str(&body).unwrap();
     let mut config: Value = serde_json::from_str(body["config"].as_str().unwrap()).unwrap();
@@ -452,7 +221,7 @@ fn the_openapi_document_says_what_is_answered() {
     config["latest_read_files"] = json!(true);
     let body = json!({"fs_type": "rafs", "source": body["source"], "config": config.to_string()}).to_string();
     assert_eq!(daemon.call("POST", "/api/v1/mount?mountpoint=/app", Some(&body)).unwrap().status, 204);
-    let mut guest = client(&daemon.path("fs.sock"));
+    let mut guest = daemon.guest("fs.sock").unwrap();
     let file = guest.resolve(b"/app/sizes/f4097").unwrap().node;
     guest.read(file, 0, 0, 4096).unwrap();
     let mut asked = 0;

@@ -2,24 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use guest_tests::frontend::walk::{WalkOptions, walk_from};
-use guest_tests::frontend::{Client, Options};
 use guest_tests::support::api::{ApiDaemon, Connection, encoded};
 use guest_tests::support::binaries::ours;
-use guest_tests::support::image::{Case, corpus};
+use guest_tests::support::image::Case;
 use guest_tests::tree::{Ignore, compare};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-fn case(name: &str) -> Case {
-    corpus().unwrap().into_iter().find(|c| c.name == name).unwrap()
-}
-
-fn client(socket: &Path) -> Client {
-    Client::connect(socket, &Options { memory_mib: 64, ..Options::default() }).unwrap()
-}
 
 /// The version as runtime-rs wants it: all five, all strings.
 #[derive(Debug, Deserialize)]
@@ -39,7 +31,7 @@ struct DaemonInfo {
     version: Version,
     state: String,
     supervisor: Option<String>,
-    backend_collection: HashMap<String, serde_json::Value>,
+    backend_collection: HashMap<String, Value>,
 }
 
 #[test]
@@ -61,14 +53,14 @@ fn kata_go() {
 
     // Before the machine boots: the shared directory.
     let shared = daemon.path("shared");
-    let body = serde_json::json!({"fs_type": "passthrough_fs", "source": shared, "config": ""}).to_string();
+    let body = json!({"fs_type": "passthrough_fs", "source": shared, "config": ""}).to_string();
     let answer = daemon.call("POST", "/api/v1/mount?mountpoint=/containers", Some(&body)).unwrap();
     assert_eq!(answer.status, 204, "{}", answer.body);
 
-    let mut guest = client(&sock);
+    let mut guest = daemon.guest("vhost-fs.sock").unwrap();
     // Then a container for each of two images, while the guest runs.
     for (cid, name) in [("c1", "v6-zstd-blake3"), ("c2", "v5-zstd-blake3")] {
-        let case = case(name);
+        let case = Case::named(name).unwrap();
         let target = format!("/api/v1/mount?mountpoint=/rafs/{cid}/lowerdir");
         let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, cid);
         let answer = daemon.call("POST", &target, Some(&body)).unwrap();
@@ -120,7 +112,7 @@ fn kata_runtime_rs() {
     let info: DaemonInfo = serde_json::from_str(&answer.body).unwrap();
     assert_eq!((answer.status, info.state.as_str(), info.id, info.supervisor), (200, "RUNNING", None, None));
 
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let path = "/rafs/0123456789abcdef/lowerdir";
     let target = format!("http://unix/api/v1/mount?mountpoint={}", encoded(path));
     let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "x");
@@ -129,7 +121,7 @@ fn kata_runtime_rs() {
         serde_json::from_str(&connection.call("GET", "/api/v1/daemon", None).unwrap().body).unwrap();
     assert_eq!(info.backend_collection[path]["backend_type"], "Rafs");
     assert_eq!(info.backend_collection[path]["config"]["rafs"]["enable_xattr"], true);
-    let mut guest = client(&daemon.path("virtiofsd.sock"));
+    let mut guest = daemon.guest("virtiofsd.sock").unwrap();
     guest.resolve(format!("{path}/names").as_bytes()).unwrap();
     assert_eq!(connection.call("DELETE", &target, None).unwrap().status, 204);
     daemon.process.terminate().unwrap();
@@ -142,11 +134,11 @@ fn snapshotter_api() {
     let daemon = ApiDaemon::start(&[]).unwrap();
     // A connection that says nothing; its end would mean that the daemon died.
     let mut liveness = Connection::open(&daemon.path("api.sock")).unwrap();
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "/12");
     let mount = format!("/api/v1/mount?mountpoint={}", encoded("/12"));
     assert_eq!(daemon.call("POST", &mount, Some(&body)).unwrap().status, 204);
-    let mut guest = client(&daemon.path("fs.sock"));
+    let mut guest = daemon.guest("fs.sock").unwrap();
     let (path, entry) = case.expected.iter().max_by_key(|(_, e)| e.size).unwrap();
     let node = guest.resolve(&[b"/12".as_slice(), path].concat()).unwrap().node;
     let size = u32::try_from(entry.size.unwrap()).unwrap();
@@ -289,27 +281,37 @@ fn files_are_right(case: &Case, root: &Path) {
     assert!(read > 5, "{read}");
 }
 
+/// A configuration for an image with local blobs: `device` and `prefetch` have what a client adds to its template.
+fn template(case: &Case, cache: &Path, mut device: Value, prefetch: &Value) -> String {
+    device["cache"] =
+        json!({"type": "blobcache", "config": {"work_dir": cache, "disable_indexed_map": false}});
+    device["backend"]["type"] = json!("localfs");
+    device["backend"]["config"]["dir"] = json!(case.image.blobs);
+    json!({"device": device, "mode": "direct", "digest_validate": false, "iostats_files": false,
+        "enable_xattr": true, "fs_prefetch": prefetch})
+    .to_string()
+}
+
+fn state(daemon: &ApiDaemon) -> String {
+    let answer = daemon.call("GET", "/api/v1/daemon", None).unwrap();
+    serde_json::from_str::<DaemonInfo>(&answer.body).unwrap().state
+}
+
 /// nydus-snapshotter, one daemon for one image: a FUSE mount made from a file of its template.
 #[test]
 fn snapshotter_dedicated() {
     if !can_mount() {
         return;
     }
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     std::fs::create_dir(at("mnt")).unwrap();
-    let config = serde_json::json!({
-        "device": {
-            "id": "/7",
-            "backend": {"type": "localfs", "config": {"dir": case.image.blobs, "readahead": false,
-                "proxy": {"fallback": false, "url": ""}}},
-            "cache": {"type": "blobcache", "config": {"work_dir": at("cache"), "disable_indexed_map": false}},
-        },
-        "mode": "direct", "digest_validate": false, "iostats_files": false, "enable_xattr": true,
-        "fs_prefetch": {"enable": true, "threads_count": 8, "merging_size": 1_048_576, "prefetch_all": true},
-    });
-    std::fs::write(at("config.json"), config.to_string()).unwrap();
+    let device = json!({"id": "/7", "backend": {"config": {"readahead": false,
+        "proxy": {"fallback": false, "url": ""}}}});
+    let prefetch =
+        json!({"enable": true, "threads_count": 8, "merging_size": 1_048_576, "prefetch_all": true});
+    std::fs::write(at("config.json"), template(&case, &at("cache"), device, &prefetch)).unwrap();
     let (mnt, log) = (at("mnt"), at("nydusd.log"));
     let mut command = Command::new(ours("rafsd").unwrap());
     command.args(["fuse", "--thread-num", "4", "--config"]).arg(at("config.json"));
@@ -317,12 +319,7 @@ fn snapshotter_dedicated() {
     command.arg("--apisock").arg(at("api.sock")).args(["--log-level", "info", "--log-rotation-size", "100"]);
     command.arg("--log-file").arg(&log).args(["--failover-policy", "resend"]);
     let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
-    let state = || {
-        let answer = daemon.call("GET", "/api/v1/daemon", None).unwrap();
-        let info: DaemonInfo = serde_json::from_str(&answer.body).unwrap();
-        info.state
-    };
-    until("RUNNING", || state() == "RUNNING");
+    until("RUNNING", || state(&daemon) == "RUNNING");
     assert!(mounted(&mnt));
     files_are_right(&case, &mnt);
     let metrics = daemon.call("GET", "/api/v1/metrics?id=%2F", None).unwrap();
@@ -355,7 +352,7 @@ fn snapshotter_shared() {
     command.args(["--failover-policy", "none"]);
     let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
     for (id, name) in [("21", "v6-zstd-blake3"), ("22", "v5-zstd-blake3")] {
-        let case = case(name);
+        let case = Case::named(name).unwrap();
         let path = format!("/{id}");
         let body = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, &path);
         let target = format!("/api/v1/mount?mountpoint={}", encoded(&path));
@@ -377,20 +374,13 @@ fn nydusify() {
     if !can_mount() {
         return;
     }
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     std::fs::create_dir(at("mnt")).unwrap();
-    let config = serde_json::json!({
-        "device": {
-            "backend": {"type": "localfs", "config": {"dir": case.image.blobs}},
-            "external_backend": {"config_path": ""},
-            "cache": {"type": "blobcache", "config": {"work_dir": at("cache")}},
-        },
-        "mode": "direct", "digest_validate": false, "iostats_files": false, "enable_xattr": true,
-        "fs_prefetch": {"enable": true, "threads_count": 10, "merging_size": 131_072, "bandwidth_rate": 0},
-    });
-    std::fs::write(at("config.json"), config.to_string()).unwrap();
+    let device = json!({"backend": {}, "external_backend": {"config_path": ""}});
+    let prefetch = json!({"enable": true, "threads_count": 10, "merging_size": 131_072, "bandwidth_rate": 0});
+    std::fs::write(at("config.json"), template(&case, &at("cache"), device, &prefetch)).unwrap();
     let mnt = at("mnt");
     let mut command = Command::new(ours("rafsd").unwrap());
     command.arg("--config").arg(at("config.json")).arg("--mountpoint").arg(&mnt);
@@ -399,12 +389,7 @@ fn nydusify() {
     let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
     // Without a pause, as it does.
     let begun = Instant::now();
-    loop {
-        let answer = daemon.call("GET", "/api/v1/daemon", None).unwrap();
-        let info: DaemonInfo = serde_json::from_str(&answer.body).unwrap();
-        if info.state == "RUNNING" {
-            break;
-        }
+    while state(&daemon) != "RUNNING" {
         assert!(begun.elapsed() < Duration::from_secs(30));
     }
     files_are_right(&case, &mnt);

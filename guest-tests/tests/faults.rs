@@ -177,7 +177,10 @@ fn a_store_that_is_gone_is_an_error_and_its_return_needs_no_restart() {
     let afar = Afar::new();
     let cache = tempfile::tempdir().unwrap();
     let (daemon, _dir) = afar.daemon(cache.path(), 1, 0);
-    afar.server.set(|s| s.down = true);
+    afar.server.set(|s| s.latency = Duration::from_secs(4));
+    assert_eq!(afar.read_at_random(&daemon, 4, 2), 4);
+    assert!(tail(&daemon).contains("reading failed: no data after 1s"), "{}", tail(&daemon));
+    afar.server.set(|s| (s.latency, s.down) = (Duration::ZERO, true));
     assert_eq!(afar.read_at_random(&daemon, 16, 1), 16);
     afar.server.set(|s| s.down = false);
     let recovered = (0..50).any(|n| {

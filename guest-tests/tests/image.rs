@@ -3,9 +3,9 @@
 
 use guest_tests::frontend::walk::{WalkOptions, walk};
 use guest_tests::frontend::{Client, Options};
-use guest_tests::servers::{DockerRegistry, installed};
+use guest_tests::servers::{Canned, CannedServer, DockerRegistry, installed};
 use guest_tests::support::binaries::ours;
-use guest_tests::support::image::{Case, corpus};
+use guest_tests::support::image::Case;
 use guest_tests::support::process::Process;
 use guest_tests::tree::{Ignore, compare};
 use serde_json::{Value, json};
@@ -18,10 +18,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-
-fn case(name: &str) -> Case {
-    corpus().unwrap().into_iter().find(|c| c.name == name).unwrap()
-}
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
@@ -32,6 +29,51 @@ struct Packed {
     dir: tempfile::TempDir,
     blobs: PathBuf,
     manifest: String,
+}
+
+impl Packed {
+    /// Puts a document under its digest, which it returns.
+    fn put(&self, document: &str) -> String {
+        let digest = sha256(document.as_bytes());
+        std::fs::write(self.blobs.join(&digest), document).unwrap();
+        digest
+    }
+
+    /// Makes the folder a layout with these entries.
+    fn index(&self, manifests: Value) {
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+        std::fs::write(self.dir.path().join("index.json"), index.to_string()).unwrap();
+    }
+}
+
+/// An index of one image for several platforms, as `nydusify convert --merge-platform` writes it: the source's manifests,
+/// then Nydus ones. All lead to documents that `put` takes.
+fn merged_index(packed: &Packed, mut put: impl FnMut(&str)) -> String {
+    let ours = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let mut source: Value = serde_json::from_str(&packed.manifest).unwrap();
+    let layers = source["layers"].as_array_mut().unwrap();
+    let data = layers[0].as_object_mut().unwrap();
+    data.remove("annotations");
+    layers.truncate(1);
+    let entry = |manifest: &str, architecture: &str, nydus: bool| {
+        let mut entry = json!({"mediaType": MANIFEST, "digest": format!("sha256:{}", sha256(manifest.as_bytes())),
+            "size": manifest.len(), "platform": {"os": "linux", "architecture": architecture}});
+        if nydus {
+            entry["artifactType"] = json!("application/vnd.nydus.image.manifest.v1+json");
+        }
+        entry
+    };
+    let source = source.to_string();
+    // Another platform's, which must not be taken: its last layer is no bootstrap.
+    let other = source.replace(r#""schemaVersion":2"#, r#""annotations":{"x":"y"},"schemaVersion":2"#);
+    assert_ne!(other, source);
+    for manifest in [&source, &other, &packed.manifest] {
+        put(manifest);
+    }
+    json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
+        entry(&source, ours, false), entry(&other, "s390x", false), entry(&other, "s390x", true),
+        entry(&packed.manifest, ours, true)]})
+    .to_string()
 }
 
 fn pack(case: &Case) -> Packed {
@@ -118,9 +160,11 @@ fn shows(case: &Case, image: &str, more: &[&str]) {
 }
 
 fn put_manifest(host: &str, tag: &str, manifest: &str, auth: &str) {
+    let kind: Value = serde_json::from_str(manifest).unwrap();
+    let kind = kind["mediaType"].as_str().unwrap();
     let mut stream = TcpStream::connect(host).unwrap();
     let head = format!(
-        "PUT /v2/a/b/manifests/{tag} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {MANIFEST}\r\nContent-Length: {}\r\n\
+        "PUT /v2/a/b/manifests/{tag} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
          {auth}Connection: close\r\n\r\n",
         manifest.len()
     );
@@ -137,7 +181,7 @@ fn from_a_registry() {
         return;
     }
     for name in ["v6-zstd-blake3", "v5-zstd-blake3"] {
-        let case = case(name);
+        let case = Case::named(name).unwrap();
         let packed = pack(&case);
         let server = DockerRegistry::start(&packed.blobs, None).unwrap();
         put_manifest(&server.host, "v1", &packed.manifest, "");
@@ -154,6 +198,11 @@ fn from_a_registry() {
         std::fs::write(&config, text).unwrap();
         shows(&case, &format!("{}/a/b:v1", server.host), &["--config", config.to_str().unwrap()]);
         assert!(cache.join("bootstraps").is_dir());
+        let index = merged_index(&packed, |manifest| {
+            put_manifest(&server.host, &format!("sha256:{}", sha256(manifest.as_bytes())), manifest, "");
+        });
+        put_manifest(&server.host, "merged", &index, "");
+        shows(&case, &format!("{}/a/b:merged", server.host), &[]);
         let dir = tempfile::tempdir().unwrap();
         let error = serve(&format!("{}/a/b:none", server.host), &[], dir.path()).unwrap_err();
         assert!(error.contains("manifests/none") && error.contains("404"), "{error}");
@@ -165,7 +214,7 @@ fn from_a_registry_that_asks_who_we_are() {
     if !installed("docker-registry") || !installed("htpasswd") {
         return;
     }
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let packed = pack(&case);
     let server = DockerRegistry::start(&packed.blobs, Some(("u", "p"))).unwrap();
     // base64 of u:p
@@ -186,13 +235,12 @@ fn from_a_registry_that_asks_who_we_are() {
 
 #[test]
 fn from_a_layout_and_nothing_damaged() {
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let packed = pack(&case);
     let digest = sha256(packed.manifest.as_bytes());
-    std::fs::write(packed.blobs.join(&digest), &packed.manifest).unwrap();
-    let index = json!({"schemaVersion": 2, "manifests": [
-        {"mediaType": MANIFEST, "digest": format!("sha256:{digest}"), "size": packed.manifest.len()}]});
-    std::fs::write(packed.dir.path().join("index.json"), index.to_string()).unwrap();
+    packed.put(&packed.manifest);
+    packed.index(json!([
+        {"mediaType": MANIFEST, "digest": format!("sha256:{digest}"), "size": packed.manifest.len()}]));
     let layout = packed.dir.path().to_str().unwrap();
     shows(&case, layout, &[]);
 
@@ -213,4 +261,94 @@ fn from_a_layout_and_nothing_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let error = serve("no such image!", &[], dir.path()).unwrap_err();
     assert!(error.contains("no image reference"), "{error}");
+}
+
+#[test]
+fn layouts_with_several_images_and_platforms() {
+    let case = Case::named("v6-zstd-blake3").unwrap();
+    let packed = pack(&case);
+    let layout = packed.dir.path().to_str().unwrap().to_owned();
+    // As skopeo and buildx write them: the index names one image, which is an index itself.
+    let index = merged_index(&packed, |manifest| drop(packed.put(manifest)));
+    let named = |document: &str, media: &str, name: &str| {
+        json!({"mediaType": media, "digest": format!("sha256:{}", packed.put(document)), "size": document.len(),
+            "annotations": {"org.opencontainers.image.ref.name": name}})
+    };
+    packed.index(json!([named(&index, INDEX, "v1")]));
+    shows(&case, &layout, &[]);
+    shows(&case, &format!("{layout}:v1"), &[]);
+    let plain =
+        packed.manifest.replace(r#""schemaVersion":2"#, r#""annotations":{"x":"y"},"schemaVersion":2"#);
+    packed.index(json!([named(&index, INDEX, "v1"), named(&plain, MANIFEST, "registry.example.com/app:v2")]));
+    shows(&case, &format!("{layout}:v2"), &[]);
+    shows(&case, &format!("{layout}@sha256:{}", sha256(index.as_bytes())), &[]);
+    let refused = |image: &str| serve(image, &[], tempfile::tempdir().unwrap().path()).unwrap_err();
+    let several = refused(&layout);
+    assert!(several.contains(&format!("{layout}:v1, {layout}:v2")), "{several}");
+    assert!(refused(&format!("{layout}:v3")).contains("no such image; there are"), "what there is is said");
+    // Only for others; not Nydus at all; an index that holds itself is impossible, one that goes deep is refused.
+    let foreign = json!({"manifests": [{"digest": format!("sha256:{}", sha256(b"x")),
+        "platform": {"os": "windows", "architecture": "amd64"}}]})
+    .to_string();
+    packed.index(json!([named(&foreign, INDEX, "v1")]));
+    assert!(refused(&layout).contains("only for windows/amd64"), "{}", refused(&layout));
+    let mut deep = index;
+    for _ in 0..5 {
+        deep =
+            json!({"manifests": [{"digest": format!("sha256:{}", packed.put(&deep)), "size": deep.len()}]})
+                .to_string();
+    }
+    packed.index(json!([named(&deep, INDEX, "v1")]));
+    assert!(refused(&layout).contains("indexes inside indexes"), "{}", refused(&layout));
+    std::fs::write(packed.dir.path().join("index.json"), vec![b' '; 5 << 20]).unwrap();
+    assert!(refused(&layout).contains("more than 4194304 bytes"), "{}", refused(&layout));
+}
+
+/// Registries that redirect, lie and never end.
+#[test]
+fn registries_that_are_not_what_they_seem() {
+    let case = Case::named("v6-zstd-blake3").unwrap();
+    let packed = pack(&case);
+    let mut blobs = std::collections::HashMap::new();
+    for blob in std::fs::read_dir(&packed.blobs).unwrap() {
+        let path = blob.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        blobs.insert(format!("/v2/a/b/blobs/sha256:{name}"), Canned::Bytes(std::fs::read(&path).unwrap()));
+    }
+    let manifest = |name: &str| format!("/v2/a/b/manifests/{name}");
+    let mut answers = blobs.clone();
+    answers.insert(manifest("good"), Canned::Bytes(packed.manifest.clone().into_bytes()));
+    let other = CannedServer::start(answers.clone()).unwrap();
+    let mut layers: Value = serde_json::from_str(&packed.manifest).unwrap();
+    answers.insert(
+        manifest("elsewhere"),
+        Canned::Redirect(format!("http://{}{}", other.host, manifest("good"))),
+    );
+    answers.insert(manifest("huge"), Canned::Zeros(64 << 20));
+    answers.insert(manifest("html"), Canned::Bytes(b"<html>log in first</html>".to_vec()));
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    answers.insert(manifest(&wrong), Canned::Bytes(packed.manifest.clone().into_bytes()));
+    *layers["layers"].as_array_mut().unwrap().last_mut().unwrap() = json!({"digest": wrong, "size": 100,
+        "annotations": {"containerd.io/snapshot/nydus-bootstrap": "true"}});
+    answers.insert(manifest("swapped"), Canned::Bytes(layers.to_string().into_bytes()));
+    answers.insert(format!("/v2/a/b/blobs/{wrong}"), Canned::Bytes(vec![7; 100]));
+    layers["layers"].as_array_mut().unwrap().last_mut().unwrap()["size"] = json!(1_u64 << 40);
+    answers.insert(manifest("vast"), Canned::Bytes(layers.to_string().into_bytes()));
+    let server = CannedServer::start(answers).unwrap();
+    shows(&case, &format!("{}/a/b:elsewhere", server.host), &[]);
+    for (name, part) in [
+        (":huge".to_owned(), "more than 4194304 bytes"),
+        (":html".to_owned(), "no image manifest"),
+        (format!("@{wrong}"), "has digest"),
+        (":swapped".to_owned(), "has digest"),
+        (":vast".to_owned(), "has 1099511627776 bytes"),
+        (":none".to_owned(), "404"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let error = serve(&format!("{}/a/b{name}", server.host), &[], dir.path()).unwrap_err();
+        assert!(
+            error.contains(part) && error.contains("--image") && error.lines().count() == 1,
+            "{name}: {error}"
+        );
+    }
 }

@@ -2,18 +2,14 @@
 //! that hangs.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use guest_tests::frontend::{Client, Options};
+use guest_tests::frontend::fuse::op;
 use guest_tests::support::api::ApiDaemon;
 use guest_tests::support::binaries::ours;
-use guest_tests::support::image::{Case, corpus};
+use guest_tests::support::image::Case;
 use serde_json::{Value, json};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
-
-fn case(name: &str) -> Case {
-    corpus().unwrap().into_iter().find(|c| c.name == name).unwrap()
-}
 
 fn ctl(daemon: &ApiDaemon, args: &[&str]) -> Output {
     let mut command = Command::new(ours("rafsd").unwrap());
@@ -28,7 +24,7 @@ fn said(output: &Output) -> String {
 #[test]
 fn ctl_asks_and_tells() {
     let daemon = ApiDaemon::start(&[]).unwrap();
-    let case = case("v6-zstd-blake3");
+    let case = Case::named("v6-zstd-blake3").unwrap();
     let body: Value =
         serde_json::from_str(&daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "/a")).unwrap();
     std::fs::write(daemon.path("config.json"), body["config"].as_str().unwrap()).unwrap();
@@ -45,8 +41,7 @@ fn ctl_asks_and_tells() {
     assert!(said(&ctl(&daemon, &["metrics"])).contains("rafsd_mounts 1\n"));
     said(&ctl(&daemon, &["set", "log-level", "debug"]));
     // The live view while a guest reads.
-    let mut guest =
-        Client::connect(&daemon.path("fs.sock"), &Options { memory_mib: 64, ..Options::default() }).unwrap();
+    let mut guest = daemon.guest("fs.sock").unwrap();
     let node = guest.resolve(b"/a b/sizes/f4097").unwrap().node;
     let live = std::thread::scope(|scope| {
         let live = scope.spawn(|| ctl(&daemon, &["live", "--count", "1"]));
@@ -71,6 +66,7 @@ fn systemd_sighup_and_json_lines() {
     notify.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let mut command = Command::new(ours("rafsd").unwrap());
     command.current_dir(dir.path()).env("NOTIFY_SOCKET", dir.path().join("notify"));
+    command.env("WATCHDOG_USEC", "300000");
     command.args(["virtiofs", "--sock", "fs.sock", "--apisock", "api.sock", "--log-format", "json"]);
     let mut daemon = ApiDaemon::spawn(command, dir).unwrap();
     let heard = || {
@@ -79,6 +75,16 @@ fn systemd_sighup_and_json_lines() {
         String::from_utf8_lossy(&bytes[..n]).into_owned()
     };
     assert!(heard().starts_with("READY=1\n"));
+    // The API answers, so the watchdog hears of it.
+    for _ in 0..3 {
+        assert_eq!(heard(), "WATCHDOG=1\n");
+    }
+    let other = || loop {
+        let message = heard();
+        if message != "WATCHDOG=1\n" {
+            return message;
+        }
+    };
     assert_eq!(daemon.call("PUT", "/api/v1/daemon", Some(r#"{"log_level":"error"}"#)).unwrap().status, 204);
     let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.process.id()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
@@ -87,9 +93,13 @@ fn systemd_sighup_and_json_lines() {
         assert!(Instant::now() < until, "{}", daemon.process.output());
         std::thread::sleep(Duration::from_millis(10));
     }
+    let reloading = other();
+    let micros = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim();
+    assert!(micros.parse::<u64>().unwrap() > 0);
+    assert!(other().starts_with("READY=1\n"));
     daemon.process.terminate().unwrap();
     assert!(daemon.process.wait(Duration::from_secs(5)).unwrap().success());
-    assert!(heard().starts_with("STOPPING=1\n"));
+    assert!(other().starts_with("STOPPING=1\n"));
     for line in daemon.process.output().lines() {
         let value: Value = serde_json::from_str(line).unwrap();
         assert!(value["message"].is_string() && value["level"].is_string(), "{line}");
@@ -100,7 +110,7 @@ fn systemd_sighup_and_json_lines() {
 fn a_mount_that_hangs_does_not_keep_the_daemon() {
     for by_api in [false, true] {
         let mut daemon = ApiDaemon::start(&[]).unwrap();
-        let case = case("v6-zstd-blake3");
+        let case = Case::named("v6-zstd-blake3").unwrap();
         let fifo = daemon.path("fifo");
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
         let config = json!({"device": {"backend": {"type": "registry",
@@ -142,8 +152,127 @@ fn config_check_explains_and_refuses() {
     {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
+    for (text, part) in [
+        (
+            format!("{good}[overlay]\nupper_dir = \"/u\"\nwork_dir = \"/w\"\n"),
+            "let the guest mount an overlay over the image",
+        ),
+        (
+            format!(
+                "{good}[cache]\ntype = \"filecache\"\n[cache.filecache]\nwork_dir = \"/c\"\nenable_encryption = true\n"
+            ),
+            "put work_dir on an encrypted disk",
+        ),
+    ] {
+        let refused = check(&text);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(said.contains(part) && said.lines().count() == 1, "{said}");
+    }
     let bad = check(&good.replace("localfs", "floppy"));
     let text = String::from_utf8(bad.stderr).unwrap();
     assert_eq!(bad.status.code(), Some(1));
     assert!(text.contains("unknown backend type") && text.lines().count() == 1, "{text}");
+}
+
+/// Every sample of a configuration is explained, and has nothing that is ignored.
+#[test]
+fn samples_are_explained() {
+    let dir = guest_tests::support::binaries::workspace().join("configs");
+    let mut read = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.ends_with(".v1.json") || name.ends_with(".v2.toml") {
+            let out =
+                Command::new(ours("rafsd").unwrap()).args(["config", "check"]).arg(&path).output().unwrap();
+            let text = said(&out);
+            assert!(text.ends_with("usable\n") && !text.contains("ignored, no such"), "{name}:\n{text}");
+            assert!(!text.contains("note:"), "{name}:\n{text}");
+            read += 1;
+        }
+    }
+    assert!(read >= 9, "{read}");
+}
+
+/// `--help` of every command and subcommand reads well: it says what it does, and examples stand where there are flags.
+#[test]
+fn help_man_pages_and_completions_are_complete() {
+    let rafsd = |args: &[&str]| said(&Command::new(ours("rafsd").unwrap()).args(args).output().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    rafsd(&["man", dir.path().to_str().unwrap()]);
+    let bash = rafsd(&["completions", "bash"]);
+    for command in [
+        "virtiofs",
+        "fuse",
+        "config check",
+        "cache list",
+        "cache drop",
+        "ctl",
+        "ctl status",
+        "ctl mounts",
+        "ctl metrics",
+        "ctl live",
+        "ctl mount",
+        "ctl umount",
+        "ctl cache",
+        "ctl sockets",
+        "ctl set",
+        "completions",
+        "man",
+    ] {
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = rafsd(&words);
+        assert!(help.lines().next().is_some_and(|line| line.len() > 10) && help.contains("Usage:"), "{help}");
+        if ["virtiofs", "fuse", "ctl", "cache drop"].contains(&command) {
+            assert!(help.contains("Example"), "{command}:\n{help}");
+        }
+        let page = dir.path().join(format!("rafsd-{}.1", command.replace(' ', "-")));
+        assert!(page.is_file(), "{} is missing", page.display());
+        assert!(bash.contains(command.rsplit(' ').next().unwrap()), "{command}");
+    }
+    // The snapshotter looks for the commit in any name that the program has.
+    let version = rafsd(&["--version"]);
+    let commit = version.lines().find_map(|line| line.strip_prefix("Git Commit:")).unwrap();
+    assert!(!commit.trim().is_empty() && rafsd(&["-V"]).lines().count() == 1, "{version}");
+}
+
+/// What a guest does wrong, and what is wrong with its image, is not said more often than a log can bear.
+#[test]
+fn a_guest_cannot_fill_the_log() {
+    let case = Case::named("v6-zstd-blake3").unwrap();
+    let daemon = ApiDaemon::start(&[]).unwrap();
+    let blobs = daemon.path("blobs");
+    std::fs::create_dir(&blobs).unwrap();
+    for blob in std::fs::read_dir(&case.image.blobs).unwrap() {
+        let blob = blob.unwrap();
+        let mut bytes = std::fs::read(blob.path()).unwrap();
+        // Chunks are damaged, what is behind them is not.
+        let half = bytes.len() / 2;
+        bytes[..half].iter_mut().for_each(|byte| *byte ^= 0x55);
+        std::fs::write(blobs.join(blob.file_name()), bytes).unwrap();
+    }
+    let body = daemon.mount_body(&case.image.bootstrap, &blobs, "x");
+    assert_eq!(daemon.call("POST", "/api/v1/mount?mountpoint=/app", Some(&body)).unwrap().status, 204);
+    let mut guest = daemon.guest("fs.sock").unwrap();
+    let mut failed = 0;
+    for _ in 0..20 {
+        for (path, _) in case.expected.iter().filter(|(_, e)| e.size.is_some_and(|size| size > 0)) {
+            let node = guest.resolve(&[b"/app".as_slice(), path].concat()).unwrap().node;
+            failed += u32::from(guest.read(node, 0, 0, 65536).is_err());
+        }
+    }
+    assert!(failed >= 100, "{failed}");
+    for _ in 0..1000 {
+        // A body that is cut off, and an opcode that there is not.
+        guest.call(op::READ, 1, &[0; 3], 4096).unwrap_err();
+        guest.call(9999, 1, &[], 4096).unwrap_err();
+    }
+    drop(guest);
+    for _ in 0..100 {
+        drop(std::os::unix::net::UnixStream::connect(daemon.path("fs.sock")).unwrap());
+    }
+    assert_eq!(daemon.call("GET", "/api/v1/daemon", None).unwrap().status, 200);
+    let lines = daemon.process.output().lines().count();
+    assert!(lines < 150, "{lines} lines:\n{}", daemon.process.output());
 }

@@ -57,7 +57,8 @@ fn a_registry_with_tokens_redirects_and_faults() {
         let server = BlobServer::start(&case.image.blobs).unwrap();
         let storage = BlobServer::start(&case.image.blobs).unwrap();
         server.set(|s| {
-            s.access = Access::Bearer { auth: Some(AUTH.into()), life: Duration::from_secs(1), post: true };
+            s.access =
+                Access::Bearer { auth: Some(AUTH.into()), life: Duration::from_secs(1), refuses_post: None };
             s.redirect = Some((storage.url(), Duration::from_millis(500)));
         });
         storage.set(|s| {

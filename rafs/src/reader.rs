@@ -174,6 +174,12 @@ impl Reader {
         thread.spawn(move || prefetcher.run()).map(drop).map_err(ReaderError::Threads)
     }
 
+    /// What its store is called in [`StoreMetrics::store`].
+    #[must_use]
+    pub fn store_name(&self) -> &str {
+        &self.core.store_key
+    }
+
     /// The engine.
     #[must_use]
     pub fn engine(&self) -> &Arc<Engine> {

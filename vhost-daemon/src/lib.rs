@@ -4,11 +4,11 @@
 //! the only place that touches guest memory), [`mounts`] (what guests see), `daemon` (what is mounted,
 //! who sees it), `api` (HTTP), `config` (configuration files) and `cli` (the command line). Images and their data are the library `rafs`.
 
-#[cfg(feature = "daemon")]
+#[cfg(feature = "texts")]
 pub mod api;
 #[cfg(feature = "daemon")]
 pub mod cli;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "texts")]
 pub mod config;
 #[cfg(feature = "daemon")]
 pub mod daemon;

@@ -2,8 +2,10 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic, clippy::expect_used)]
 
 pub mod browser;
+pub mod command;
 pub mod data;
 pub mod expected;
+pub mod layer;
 pub mod read;
 pub mod source;
 pub mod tar;

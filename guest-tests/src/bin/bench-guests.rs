@@ -1,21 +1,25 @@
 //! `bench-guests`: many guests on one daemon beside one guest with as many requests in flight in all.
 //!
 //! One thread drives all guests and polls, in both columns; each guest has a socket, memory and a ring of its own, on
-//! the same image. CPU time is the daemon's for one operation: what counts on a machine that others use too.
+//! the same image. CPU time is the daemon's for one operation: what counts on a machine that others use too. Then one
+//! guest beside an API that is kept busy: what of its rate is left when many connections idle and a client asks without end.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use guest_tests::frontend::fuse::{ATTR_OUT, getattr_in, op, read_in};
 use guest_tests::frontend::{Client, Options};
+use guest_tests::support::api::Connection;
 use guest_tests::support::binaries;
 use guest_tests::support::image::Image;
 use guest_tests::support::process::Process;
 use guest_tests::support::random::Random;
+use serde_json::json;
 
 /// Compares many guests on one daemon with one.
 #[derive(Debug, Parser)]
@@ -29,6 +33,9 @@ struct Args {
     /// Rounds for each load; the median counts.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Connections to the API that say nothing while a client floods it.
+    #[arg(long, default_value_t = 1000)]
+    idle: usize,
     /// Milliseconds of each round.
     #[arg(long, default_value_t = 500)]
     millis: u64,
@@ -134,6 +141,75 @@ fn round(
     Ok(Round { per_second: done / seconds, p99, cpu_us: cpu.as_secs_f64() * 1e6 / done })
 }
 
+/// Asks for all metrics, mounts and unmounts, one after the other without a pause; how many calls it made.
+fn flood(api: &Path, body: &str, over: &AtomicBool) -> Result<usize> {
+    let mut connection = Connection::open(api)?;
+    let mut calls = 0;
+    while !over.load(Ordering::Relaxed) {
+        for (method, target, body, status) in [
+            ("GET", "/metrics", None, 200),
+            ("POST", "/api/v1/mount?mountpoint=/flood", Some(body), 204),
+            ("GET", "/api/v1/daemon", None, 200),
+            ("DELETE", "/api/v1/mount?mountpoint=/flood", None, 204),
+        ] {
+            let answer = connection.call(method, target, body)?;
+            if answer.status != status {
+                bail!("{method} {target}: {answer:?}");
+            }
+            calls += 1;
+        }
+    }
+    Ok(calls)
+}
+
+/// Rates of one guest in turn with and without the flood, and calls of the API a second.
+fn beside_the_api(
+    args: &Args,
+    guest: &mut [Guest],
+    (daemon, api): (&Process, &Path),
+    body: &str,
+    random: &mut Random,
+) -> Result<()> {
+    let depth = args.depths.first().copied().unwrap_or(1);
+    let idle = (0..args.idle).map(|_| Connection::open(api)).collect::<Result<Vec<_>>>()?;
+    let time = Duration::from_millis(args.millis);
+    println!(
+        "\none guest with {} in flight, beside {} idle connections and a client that floods the API",
+        depth,
+        idle.len()
+    );
+    println!(
+        "{:<10} {:>14} {:>14} {:>12} {:>7}",
+        "load", "quiet, op/s", "flooded, op/s", "API calls/s", "ratio"
+    );
+    for (name, load) in [("GETATTR", Load::Getattr), ("READ 4K", Load::Read4K)] {
+        let (mut quiet, mut flooded, mut calls) = (Vec::new(), Vec::new(), 0.0);
+        for _ in 0..args.rounds {
+            quiet.push(round(guest, depth, load, time, random, daemon)?);
+            let over = AtomicBool::new(false);
+            let (sample, made) = std::thread::scope(|scope| {
+                let flood = scope.spawn(|| flood(api, body, &over));
+                let sample = round(guest, depth, load, time, random, daemon);
+                over.store(true, Ordering::Relaxed);
+                (sample, flood.join())
+            });
+            flooded.push(sample?);
+            let made = made.map_err(|_| anyhow::anyhow!("the client that floods panicked"))??;
+            calls += u32::try_from(made).map_or(0.0, f64::from);
+        }
+        let (Some(quiet), Some(flooded)) = (median(quiet), median(flooded)) else { continue };
+        let seconds = time.as_secs_f64() * u32::try_from(args.rounds).map_or(1.0, f64::from);
+        println!(
+            "{name:<10} {:>14.0} {:>14.0} {:>12.0} {:>6.2}x",
+            quiet.per_second,
+            flooded.per_second,
+            calls / seconds,
+            flooded.per_second / quiet.per_second
+        );
+    }
+    Ok(())
+}
+
 fn median(mut rounds: Vec<Round>) -> Option<Round> {
     rounds.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
     rounds.get(rounds.len() / 2).copied()
@@ -153,12 +229,14 @@ fn main() -> Result<()> {
     let mut command = Command::new(binaries::ours("rafsd")?);
     command.args(["virtiofs", "--queues", "1", "--log-level", "warn", "--rlimit-nofile", "0"]);
     command.arg("--bootstrap").arg(&image.bootstrap).arg("--localfs-dir").arg(&image.blobs);
+    let api = scratch.path().join("api.sock");
+    command.arg("--apisock").arg(&api);
     for socket in &sockets {
         command.arg("--sock").arg(socket);
     }
     let mut daemon = Process::spawn(&mut command, &scratch.path().join("log"))?;
     let last = sockets.last().context("a socket")?;
-    while !last.exists() {
+    while !last.exists() || !api.exists() {
         if daemon.ended()?.is_some() {
             bail!("rafsd ended: {}", daemon.output());
         }
@@ -192,6 +270,10 @@ fn main() -> Result<()> {
             );
         }
     }
+    let config = json!({"device": {"backend": {"type": "localfs", "config": {"dir": image.blobs}},
+        "cache": {"type": "blobcache", "config": {"work_dir": image.blobs}}}, "mode": "direct"});
+    let body = json!({"source": image.bootstrap, "config": config.to_string()}).to_string();
+    beside_the_api(&args, one, (&daemon, &api), &body, &mut random)?;
     let usage = daemon.usage()?;
     println!("daemon: {} KiB of anonymous memory, {} threads", usage.anon_kib, usage.threads);
     Ok(())

@@ -36,8 +36,8 @@ pub enum Access {
         auth: Option<String>,
         /// Life of a token.
         life: Duration,
-        /// Whether `/token` takes POST.
-        post: bool,
+        /// What `/token` answers to POST, if not a token.
+        refuses_post: Option<u16>,
     },
     /// One fixed Bearer token.
     Token(String),
@@ -444,9 +444,11 @@ impl Shared {
     }
 
     fn token(&self, request: &Request, settings: &Settings, mut stream: &TcpStream) -> io::Result<u16> {
-        let Access::Bearer { auth, life, post } = &settings.access else { return status_only(404, stream) };
-        if request.method == "POST" && !post {
-            return status_only(405, stream);
+        let Access::Bearer { auth, life, refuses_post } = &settings.access else {
+            return status_only(404, stream);
+        };
+        if let Some(status) = refuses_post.filter(|_| request.method == "POST") {
+            return status_only(status, stream);
         }
         let asked = if request.method == "POST" {
             String::from_utf8_lossy(&request.body).into_owned()

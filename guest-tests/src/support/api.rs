@@ -12,7 +12,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::binaries;
+use super::image::Case;
 use super::process::Process;
+use crate::frontend::{Client, Options};
 
 /// One answer.
 #[derive(Debug, Clone)]
@@ -194,6 +196,32 @@ impl ApiDaemon {
     /// When the answer breaks the rules of the contract.
     pub fn call(&self, method: &str, target: &str, body: Option<&str>) -> Result<Answer> {
         Connection::open(&self.path("api.sock"))?.call(method, target, body)
+    }
+
+    /// Mounts (`POST`) or exchanges (`PUT`) an image at a path, and returns the status.
+    ///
+    /// # Errors
+    /// As [`ApiDaemon::call`].
+    pub fn mount(&self, method: &str, path: &str, case: &Case) -> Result<u16> {
+        let body = self.mount_body(&case.image.bootstrap, &case.image.blobs, path);
+        Ok(self.call(method, &format!("/api/v1/mount?mountpoint={path}"), Some(&body))?.status)
+    }
+
+    /// Unmounts what is at a path, and returns the status.
+    ///
+    /// # Errors
+    /// As [`ApiDaemon::call`].
+    pub fn umount(&self, path: &str) -> Result<u16> {
+        Ok(self.call("DELETE", &format!("/api/v1/mount?mountpoint={path}"), None)?.status)
+    }
+
+    /// A front-end on one of its sockets.
+    ///
+    /// # Errors
+    /// When the daemon does not take it.
+    pub fn guest(&self, socket: &str) -> Result<Client> {
+        let options = Options { memory_mib: 64, ..Options::default() };
+        Ok(Client::connect(&self.path(socket), &options)?)
     }
 
     /// Body of a mount request for an image with local blobs, V1 as Kata passes it on.

@@ -51,33 +51,44 @@ pub struct Case {
     pub expected: Tree,
 }
 
+impl Case {
+    /// The case with this name.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn named(name: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Description {
+            bootstrap: String,
+            blob_dir: String,
+        }
+        let dir = root().join(name);
+        let text = std::fs::read_to_string(dir.join("case.json"))
+            .with_context(|| format!("case {}", dir.display()))?;
+        let about: Description =
+            serde_json::from_str(&text).with_context(|| format!("case {}", dir.display()))?;
+        let image =
+            Image { bootstrap: dir.join(about.bootstrap), blobs: dir.join(about.blob_dir), _dir: None };
+        Ok(Self { name: name.to_owned(), image, expected: entry::from_expected(&dir.join("expected.json"))? })
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/interop")
+}
+
 /// All cases of the interop corpus, sorted by name.
 ///
 /// # Errors
 /// When one cannot be read.
 pub fn corpus() -> Result<Vec<Case>> {
-    #[derive(Deserialize)]
-    struct Description {
-        bootstrap: String,
-        blob_dir: String,
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/interop");
+    let root = root();
     let mut cases = Vec::new();
     for folder in std::fs::read_dir(&root).with_context(|| format!("reading {}", root.display()))? {
         let folder = folder?;
-        let dir = folder.path();
-        let Ok(text) = std::fs::read_to_string(dir.join("case.json")) else { continue };
-        let about: Description =
-            serde_json::from_str(&text).with_context(|| format!("case {}", dir.display()))?;
-        cases.push(Case {
-            name: folder.file_name().to_string_lossy().into_owned(),
-            image: Image {
-                bootstrap: dir.join(about.bootstrap),
-                blobs: dir.join(about.blob_dir),
-                _dir: None,
-            },
-            expected: entry::from_expected(&dir.join("expected.json"))?,
-        });
+        if folder.path().join("case.json").is_file() {
+            cases.push(Case::named(&folder.file_name().to_string_lossy())?);
+        }
     }
     cases.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(cases)

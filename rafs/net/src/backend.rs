@@ -3,16 +3,14 @@
 //! Owns: every key of them, checked and with its default. Does not own: which version of file they stood in.
 
 use crate::{
-    Environment, HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, NetError, NetRuntime, NetStore,
-    OssOptions, ProxyOptions, RegistryOptions, S3Options, Scheme, Secret,
+    Environment, HttpOptions, HttpProxyOptions, KeyPair, MirrorOptions, NetError, OssOptions, ProxyOptions,
+    RegistryOptions, S3Options, Scheme, Secret,
 };
-use rafs::store::{LocalFsOptions, Store};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Where blobs come from.
@@ -180,31 +178,15 @@ impl Backend {
         http.headers.clone_from(&environment.headers);
     }
 
-    /// Opens the store that this speaks of. Network stores own their threads, which end with them.
-    ///
-    /// # Errors
-    /// [`NetError`]: the options cannot be honoured, or a local place is not there.
-    pub fn open(&self) -> Result<Arc<dyn Store>, NetError> {
-        let local = |e: rafs::store::StoreError| NetError::Config(e.to_string());
-        Ok(match self {
-            Self::LocalFs(LocalFs { dir, blob_file, alt_dirs }) => {
-                let (dir, alt_dirs, blob_file) = (dir.clone(), alt_dirs.clone(), blob_file.clone());
-                let options = LocalFsOptions { dir, alt_dirs, blob_file };
-                Arc::new(rafs::store::LocalFs::new(options).map_err(local)?)
+    /// How its servers are reached; `None` for local ones.
+    #[must_use]
+    pub fn http(&self) -> Option<&HttpOptions> {
+        match self {
+            Self::LocalFs(_) | Self::LocalDisk(_) => None,
+            Self::Registry(_, http) | Self::S3(_, http) | Self::Oss(_, http) | Self::HttpProxy(_, http) => {
+                Some(http)
             }
-            Self::LocalDisk(disk) => {
-                let opened = rafs::store::LocalDisk::new(&disk.device_path, disk.disable_gpt);
-                Arc::new(opened.map_err(local)?)
-            }
-            Self::Registry(options, http) => {
-                Arc::new(NetStore::registry(&NetRuntime::start()?, options, http)?)
-            }
-            Self::S3(options, http) => Arc::new(NetStore::s3(&NetRuntime::start()?, options, http)?),
-            Self::Oss(options, http) => Arc::new(NetStore::oss(&NetRuntime::start()?, options, http)?),
-            Self::HttpProxy(options, http) => {
-                Arc::new(NetStore::http_proxy(&NetRuntime::start()?, options, http)?)
-            }
-        })
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! HTTP clients: TLS, timeouts of connections, headers of every request. Follows no redirects, uses no proxies from
 //! the environment, repeats nothing by itself.
 
-use crate::{HttpOptions, NetError};
+use crate::{HttpOptions, NetError, Secret};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder, Proxy};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -24,10 +24,20 @@ pub(crate) fn direct(options: &HttpOptions) -> Result<Client, NetError> {
 }
 
 /// A client that goes through a proxy.
-pub(crate) fn proxied(options: &HttpOptions, proxy: &str) -> Result<Client, NetError> {
-    let proxy = Proxy::all(proxy)
-        .map_err(|_| NetError::Config("the proxy's url is no URL; write http://host:port".into()))?;
-    build(builder(options)?.proxy(proxy))
+pub(crate) fn proxied(options: &HttpOptions, url: &str) -> Result<Client, NetError> {
+    build(builder(options)?.proxy(proxy(url)?))
+}
+
+fn proxy(url: &str) -> Result<Proxy, NetError> {
+    Proxy::all(url).map_err(|_| NetError::Config("the proxy's url is no URL; write http://host:port".into()))
+}
+
+/// Whether this can be the URL of a proxy.
+///
+/// # Errors
+/// It cannot.
+pub fn check_proxy_url(url: &Secret) -> Result<(), NetError> {
+    proxy(url.expose()).map(drop)
 }
 
 /// A client whose every connection is one to a unix socket.

@@ -20,6 +20,9 @@ pub enum NetError {
         /// Why.
         reason: String,
     },
+    /// A local directory or disk cannot be opened.
+    #[error(transparent)]
+    Local(rafs::store::StoreError),
     /// An option cannot be honoured.
     #[error("{0}")]
     Config(String),

@@ -87,6 +87,7 @@ pub(crate) struct Link {
     direct: Client,
     proxied: Option<Arc<Proxied>>,
     timeout: Option<Duration>,
+    on_socket: bool,
 }
 
 impl Link {
@@ -96,12 +97,18 @@ impl Link {
             Some(proxy) => Some(Arc::new(Proxied::new(options, proxy, direct.clone())?)),
             None => None,
         };
-        Ok(Self { direct, proxied, timeout: options.timeout })
+        Ok(Self { direct, proxied, timeout: options.timeout, on_socket: false })
     }
 
     /// Every request goes to this socket.
     pub fn on_socket(options: &HttpOptions, socket: &std::path::Path) -> Result<Self, NetError> {
-        Ok(Self { direct: client::on_socket(options, socket)?, proxied: None, timeout: options.timeout })
+        let direct = client::on_socket(options, socket)?;
+        Ok(Self { direct, proxied: None, timeout: options.timeout, on_socket: true })
+    }
+
+    /// Whether every request goes to a socket.
+    pub fn is_on_socket(&self) -> bool {
+        self.on_socket
     }
 
     /// The proxy, if there is one.

@@ -8,13 +8,13 @@ use crate::link::{Link, Route};
 use crate::metrics::{Metrics, NetCounters};
 use crate::mirror::{Health, Source, Turns, keep_pinging};
 use crate::registry::Authenticator;
-use crate::{HttpOptions, NetError, NetRuntime};
+use crate::{HttpOptions, NetError, NetRuntime, ProxyOptions, Secret};
 use rafs::store::{
     ErrorClass, FetchDone, FetchRequest, FetchSink, Priority, SizeDone, Store, StoreError,
     is_safe_object_name,
 };
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -47,7 +47,8 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct Inner {
     sources: Vec<Source>,
-    link: Arc<Link>,
+    /// Exchanged when another proxy is to be used.
+    link: RwLock<Arc<Link>>,
     ranges: Ranges,
     options: HttpOptions,
     gate: Gate,
@@ -88,7 +89,7 @@ impl NetStore {
             sources.push(Source { endpoint: origin, health: None });
             let inner = Inner {
                 sources,
-                link,
+                link: RwLock::new(link),
                 ranges,
                 options: options.clone(),
                 gate: Gate::new(options.requests_max),
@@ -104,6 +105,29 @@ impl NetStore {
     /// Who asks a registry and its mirrors.
     pub(crate) fn accounts(&self) -> &[Arc<Authenticator>] {
         &self.shared.accounts
+    }
+
+    /// Another proxy from now on, or none, also for other stores of this runtime that were made with the same options. What
+    /// else the options say of proxies stays; requests under way end as they began.
+    ///
+    /// # Errors
+    /// It is no URL, or the store is behind a unix socket, where there is no room for a proxy.
+    pub fn set_proxy_url(&self, url: Option<Secret>) -> Result<(), NetError> {
+        let inner = &self.shared.inner;
+        if inner.link().is_on_socket() {
+            return if url.is_none() {
+                Ok(())
+            } else {
+                Err(NetError::Config("what is behind a unix socket is reached without a proxy".into()))
+            };
+        }
+        let proxy = url.map(|url| match inner.options.proxy.clone() {
+            Some(proxy) => ProxyOptions { url, ..proxy },
+            None => ProxyOptions::at(url),
+        });
+        let link = self.runtime.link(&HttpOptions { proxy, ..inner.options.clone() }, None)?;
+        *inner.link.write().unwrap_or_else(PoisonError::into_inner) = link;
+        Ok(())
     }
 
     /// What it and other stores of its runtime with the same options did so far.
@@ -249,6 +273,11 @@ impl Tries {
 }
 
 impl Inner {
+    /// The way to servers as it is now.
+    fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.link.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     async fn fetch(&self, request: FetchRequest, mut ending: Ending) {
         let FetchRequest { object, range, buffer: mut have, attempt, priority } = request;
         have.clear();
@@ -310,11 +339,12 @@ impl Inner {
         let _pass = self.gate.pass(priority).await;
         let total = usize::try_from(range.end.saturating_sub(range.start))
             .map_err(|_| Failure::new(Kind::Wrong, "the range is too large for this machine"))?;
+        let link = self.link();
         while have.len() < total {
             let done = u64::try_from(have.len()).unwrap_or(u64::MAX);
             let rest = range.start.saturating_add(done)..range.end;
             self.metrics.try_made();
-            let mut exchange = source.endpoint.ask(&self.link, object, Want::range(&rest), route).await?;
+            let mut exchange = source.endpoint.ask(&link, object, Want::range(&rest), route).await?;
             let body = answer::check(&exchange, &rest, self.ranges)?;
             // Bounded by what was asked for; the answer's lengths were checked against that.
             let len = usize::try_from(body.len).unwrap_or(usize::MAX).min(total - have.len());
@@ -390,7 +420,8 @@ impl Inner {
         check_name(source, object)?;
         let _pass = self.gate.pass(Priority::Demand).await;
         self.metrics.try_made();
-        let head = source.endpoint.ask(&self.link, object, Want::Head, Route::Proxy).await?;
+        let link = self.link();
+        let head = source.endpoint.ask(&link, object, Want::Head, Route::Proxy).await?;
         let status = head.status().as_u16();
         match answer::size_from_head(&head) {
             Ok(Some(size)) => return Ok(size),
@@ -399,7 +430,7 @@ impl Inner {
             Err(_) if matches!(status, 400 | 403 | 405 | 501) => {}
             Err(failure) => return Err(failure),
         }
-        let first = source.endpoint.ask(&self.link, object, Want::Range(0, 1), Route::Proxy).await?;
+        let first = source.endpoint.ask(&link, object, Want::Range(0, 1), Route::Proxy).await?;
         answer::size_from_range(&first)
     }
 }

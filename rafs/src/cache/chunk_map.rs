@@ -4,14 +4,22 @@
 //! 0     header, 4096 bytes: magic, version, chunk count, blob id digest, boot id, CRC-32C of all that
 //! 4096  `live`: one bit a chunk, low bits first, padded to 4096 bytes
 //! ...   `durable`: the same
+//! ...   which chunks have an entry: the same
+//! ...   entries, 48 bytes a chunk: where it lies and what it is (`descriptions`)
 //! ```
 //!
-//! Several processes may use one map. Changes are made under `flock`; a reader needs no lock, since each bit is
-//! only a claim that gets verified. A bit lost to a race costs a fetch, never a wrong byte.
+//! Several processes may use one map. Changes are made under `flock`; a reader needs no lock, since each bit of the first
+//! two bitmaps is only a claim that gets verified: one that is lost to a race costs a fetch, never a wrong byte. Entries
+//! are only ever made under the lock.
+
+mod descriptions;
+
+pub use descriptions::{Agreement, Description};
 
 use super::{CacheDir, CacheError};
 use crate::codec::{self, Digester};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -23,7 +31,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// "RAFSMAP1", little-endian words of ASCII.
 const MAGIC: [u8; 8] = *b"RAFSMAP1";
-const VERSION: u32 = 1;
+/// 1 had no entries.
+const VERSION: u32 = 2;
 /// Bytes before the first bitmap, and alignment of bitmaps.
 const HEADER_SPACE: u64 = 4096;
 /// How often, and how long apart, a lock is tried. Holders keep it for microseconds; a stopped one must not stop us.
@@ -78,9 +87,12 @@ pub struct ChunkMap {
     stuck: AtomicBool,
 }
 
-/// Releases a lock when dropped. Without a file the lock between processes could not be had.
+/// Releases a lock when dropped.
 struct Locked<'a> {
+    /// What is locked; `None` when the lock between processes could not be had, or there are none.
     file: Option<&'a File>,
+    /// No other process changes the map now.
+    holds: bool,
     _threads: MutexGuard<'a, ()>,
 }
 
@@ -94,17 +106,45 @@ impl Drop for Locked<'_> {
 
 impl ChunkMap {
     /// Opens the map of a blob, and makes it when it is not there or does not belong to this blob. A map that can
-    /// only be read is used as far as it is good.
+    /// only be read is used as far as it is good. `alone`: nobody else uses the data file now; only then a map that
+    /// says something else about the blob is made anew. `no_data`: the data file was empty, so that there need be no map.
     ///
     /// # Errors
-    /// It cannot be opened, or cannot be written where it must be.
-    pub fn open(dir: &CacheDir, blob_id: &str, chunk_count: u32) -> Result<(Self, MapOrigin), CacheError> {
+    /// [`CacheError::Conflict`] when others use another map; it cannot be opened, or cannot be written where it must be.
+    pub fn open(
+        dir: &CacheDir,
+        blob_id: &str,
+        chunk_count: u32,
+        alone: bool,
+        no_data: bool,
+    ) -> Result<(Self, MapOrigin), CacheError> {
         let name = format!("{blob_id}.chunk_map");
         let (file, writable) = dir.open_file(&name, true)?;
+        Self::over(file, writable, dir.path_of(&name), dir, blob_id, chunk_count, (alone, no_data))
+    }
+
+    /// A map that nobody else sees and that ends with this process.
+    ///
+    /// # Errors
+    /// The directory does not take it.
+    pub fn unnamed(dir: &CacheDir, chunk_count: u32) -> Result<Self, CacheError> {
+        let (file, path) = dir.unnamed_file()?;
+        Self::over(file, true, path, dir, "", chunk_count, (true, true)).map(|(map, _)| map)
+    }
+
+    fn over(
+        file: File,
+        writable: bool,
+        path: String,
+        dir: &CacheDir,
+        blob_id: &str,
+        chunk_count: u32,
+        (alone, no_data): (bool, bool),
+    ) -> Result<(Self, MapOrigin), CacheError> {
         let bits_len = u64::from(chunk_count).div_ceil(8).next_multiple_of(HEADER_SPACE);
         let map = Self {
             file,
-            path: dir.path_of(&name),
+            path,
             writable,
             bits_len,
             chunk_count,
@@ -121,19 +161,25 @@ impl ChunkMap {
         };
         header.crc32c.set(header_crc(&header));
         let locked = map.lock();
-        let origin = map.take_over(&header).map_err(|source| map.error("set it up", source))?;
+        let origin =
+            map.take_over(&header, (alone, no_data)).map_err(|source| map.error("set it up", source))?;
+        if alone && map.writable {
+            map.forget_absent().map_err(|source| map.error("clear old entries in it", source))?;
+        }
         drop(locked);
-        Ok((map, origin))
+        let conflict = || CacheError::Conflict { blob: blob_id.into(), with: "a daemon that uses it".into() };
+        origin.map(|origin| (map, origin)).ok_or_else(conflict)
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> CacheError {
         CacheError::File { path: self.path.clone(), action, source }
     }
 
-    /// Brings the file into the state that `wanted` describes.
-    fn take_over(&self, wanted: &Header) -> io::Result<MapOrigin> {
+    /// Brings the file into the state that `wanted` describes; `None` when others need it as it is.
+    fn take_over(&self, wanted: &Header, (alone, no_data): (bool, bool)) -> io::Result<Option<MapOrigin>> {
         let mut bytes = [0; size_of::<Header>()];
-        let full_len = self.bits_len.saturating_mul(2).saturating_add(HEADER_SPACE);
+        let entries_len = u64::from(self.chunk_count).saturating_mul(descriptions::ENTRY);
+        let full_len = self.entries_at().saturating_add(entries_len);
         let len = self.file.metadata()?.len();
         let found = if len == full_len && self.file.read_exact_at(&mut bytes, 0).is_ok() {
             Header::read_from_bytes(&bytes).ok()
@@ -150,8 +196,10 @@ impl ChunkMap {
         // A host that does not tell its boots apart may have rebooted each time.
         let same_boot = |h: &Header| h.boot_id == wanted.boot_id && h.boot_id != [0; 16];
         let origin = match found {
-            Some(h) if same_boot(&h) => return Ok(MapOrigin::ThisBoot),
+            Some(h) if same_boot(&h) => return Ok(Some(MapOrigin::ThisBoot)),
             Some(_) => MapOrigin::EarlierBoot,
+            // Who uses the data has this map, or had one that has been put away.
+            None if !alone && (len > 0 || !no_data) => return Ok(None),
             None => MapOrigin::New,
         };
         if !self.writable {
@@ -166,7 +214,7 @@ impl ChunkMap {
             self.file.set_len(full_len)?;
         }
         self.file.write_all_at(wanted.as_bytes(), 0)?;
-        Ok(origin)
+        Ok(Some(origin))
     }
 
     fn durable_at(&self) -> u64 {
@@ -174,17 +222,21 @@ impl ChunkMap {
     }
 
     fn lock(&self) -> Locked<'_> {
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let _threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let tries = if self.stuck.load(Ordering::Relaxed) { 1 } else { LOCK_TRIES };
         for _ in 0..tries {
-            if rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                self.stuck.store(false, Ordering::Relaxed);
-                return Locked { file: Some(&self.file), _threads: threads };
+            match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    self.stuck.store(false, Ordering::Relaxed);
+                    return Locked { file: Some(&self.file), holds: true, _threads };
+                }
+                Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_PAUSE),
+                // A file system without such locks: then no other process can be told apart from this one.
+                Err(_) => return Locked { file: None, holds: true, _threads },
             }
-            std::thread::sleep(LOCK_PAUSE);
         }
         self.stuck.store(true, Ordering::Relaxed);
-        Locked { file: None, _threads: threads }
+        Locked { file: None, holds: false, _threads }
     }
 
     /// Whether the map can be written.
@@ -196,8 +248,13 @@ impl ChunkMap {
     /// Whether `live` claims a chunk. Reads the file: another process may have set it.
     #[must_use]
     pub fn is_live(&self, chunk: u32) -> bool {
+        self.bit(HEADER_SPACE, chunk)
+    }
+
+    /// One bit of the bitmap at `region`.
+    fn bit(&self, region: u64, chunk: u32) -> bool {
         let mut byte = [0];
-        let at = HEADER_SPACE.saturating_add(u64::from(chunk / 8));
+        let at = region.saturating_add(u64::from(chunk / 8));
         let read = chunk < self.chunk_count && self.file.read_exact_at(&mut byte, at).is_ok();
         read && byte[0] >> (chunk % 8) & 1 == 1
     }
@@ -207,6 +264,7 @@ impl ChunkMap {
     /// # Errors
     /// The file cannot be written.
     pub fn set_live(&self, chunks: &[u32]) -> Result<(), CacheError> {
+        let _locked = self.lock();
         self.change(HEADER_SPACE, chunks, |byte, mask| byte | mask)
     }
 
@@ -219,6 +277,7 @@ impl ChunkMap {
     }
 
     fn clear_all(&self, chunks: &[u32]) -> Result<(), CacheError> {
+        let _locked = self.lock();
         self.change(self.durable_at(), chunks, |byte, mask| byte & !mask)?;
         self.change(HEADER_SPACE, chunks, |byte, mask| byte & !mask)
     }
@@ -257,6 +316,7 @@ impl ChunkMap {
         self.file.write_all_at(bits, HEADER_SPACE).map_err(|e| self.error("write its bits", e))
     }
 
+    /// Changes bits, under the lock.
     fn change(&self, region: u64, chunks: &[u32], f: impl Fn(u8, u8) -> u8) -> Result<(), CacheError> {
         let (Some(&first), Some(&last)) = (chunks.iter().min(), chunks.iter().max()) else { return Ok(()) };
         if !self.writable || last >= self.chunk_count {
@@ -265,7 +325,6 @@ impl ChunkMap {
         let (start, end) = (first / 8, last / 8);
         let mut bytes = vec![0; (end - start) as usize + 1];
         let at = region.saturating_add(start.into());
-        let _locked = self.lock();
         self.file.read_exact_at(&mut bytes, at).map_err(|e| self.error("read its bits", e))?;
         for chunk in chunks {
             if let Some(byte) = bytes.get_mut((chunk / 8 - start) as usize) {
@@ -325,10 +384,10 @@ mod tests {
     #[test]
     fn live_survives_a_reopen_and_is_shared() {
         let (_tmp, dir) = dir();
-        let (map, origin) = ChunkMap::open(&dir, "blob", 100_000).unwrap();
+        let (map, origin) = ChunkMap::open(&dir, "blob", 100_000, true, true).unwrap();
         assert_eq!(origin, MapOrigin::New);
         map.set_live(&[99_999, 5, 6, 70]).unwrap();
-        let (other, origin) = ChunkMap::open(&dir, "blob", 100_000).unwrap();
+        let (other, origin) = ChunkMap::open(&dir, "blob", 100_000, true, true).unwrap();
         assert_eq!(origin, MapOrigin::ThisBoot);
         assert_eq!(bits(&other), [5, 6, 70, 99_999]);
         other.clear(6).unwrap();
@@ -340,7 +399,7 @@ mod tests {
     fn another_boot_starts_from_durable() {
         let (tmp, dir) = dir();
         let data = File::create(tmp.path().join("data")).unwrap();
-        let (map, _) = ChunkMap::open(&dir, "blob", 50).unwrap();
+        let (map, _) = ChunkMap::open(&dir, "blob", 50, true, true).unwrap();
         map.set_live(&[1, 2]).unwrap();
         map.make_durable(&data).unwrap();
         map.set_live(&[3]).unwrap();
@@ -350,7 +409,7 @@ mod tests {
         header.boot_id[0] ^= 1;
         header.crc32c.set(header_crc(&header));
         map.file.write_all_at(header.as_bytes(), 0).unwrap();
-        let (map, origin) = ChunkMap::open(&dir, "blob", 50).unwrap();
+        let (map, origin) = ChunkMap::open(&dir, "blob", 50, true, true).unwrap();
         assert_eq!(origin, MapOrigin::EarlierBoot);
         assert_eq!(bits(&map), [1, 2]);
     }
@@ -359,7 +418,7 @@ mod tests {
     fn what_is_not_ours_is_made_anew() {
         let (tmp, dir) = dir();
         let path = tmp.path().join("blob.chunk_map");
-        let (map, _) = ChunkMap::open(&dir, "blob", 50).unwrap();
+        let (map, _) = ChunkMap::open(&dir, "blob", 50, true, true).unwrap();
         map.set_live(&[1]).unwrap();
         let good = std::fs::read(&path).unwrap();
         let flipped: Vec<Vec<u8>> = (0..size_of::<Header>())
@@ -371,18 +430,21 @@ mod tests {
             .collect();
         for bad in flipped.iter().map(Vec::as_slice).chain([&good[..4096], &good[..10], b""]) {
             std::fs::write(&path, bad).unwrap();
-            let (map, origin) = ChunkMap::open(&dir, "blob", 50).unwrap();
+            let (map, origin) = ChunkMap::open(&dir, "blob", 50, true, true).unwrap();
             assert_eq!(origin, MapOrigin::New);
             assert_eq!(bits(&map), [0u32; 0]);
         }
         std::fs::write(&path, &good).unwrap();
-        assert_eq!(ChunkMap::open(&dir, "blob", 51).unwrap().1, MapOrigin::New);
+        let others_need_it = ChunkMap::open(&dir, "blob", 51, false, true);
+        assert!(matches!(others_need_it, Err(CacheError::Conflict { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), good);
+        assert_eq!(ChunkMap::open(&dir, "blob", 51, true, true).unwrap().1, MapOrigin::New);
     }
 
     #[test]
     fn threads_and_open_files_lose_no_bits() {
         let (_tmp, dir) = dir();
-        let maps = [0, 1].map(|_| ChunkMap::open(&dir, "blob", 64).unwrap().0);
+        let maps = [0, 1].map(|_| ChunkMap::open(&dir, "blob", 64, false, true).unwrap().0);
         for _ in 0..50 {
             std::thread::scope(|scope| {
                 for chunk in 0..8u32 {
@@ -398,7 +460,7 @@ mod tests {
     #[test]
     fn a_held_lock_does_not_stop_us() {
         let (tmp, dir) = dir();
-        let (map, _) = ChunkMap::open(&dir, "blob", 50).unwrap();
+        let (map, _) = ChunkMap::open(&dir, "blob", 50, true, true).unwrap();
         let other = File::open(tmp.path().join("blob.chunk_map")).unwrap();
         rustix::fs::flock(&other, FlockOperation::LockExclusive).unwrap();
         map.set_live(&[7]).unwrap();

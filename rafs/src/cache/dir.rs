@@ -101,6 +101,17 @@ impl CacheDir {
         Ok((File::from(fd), writable))
     }
 
+    /// A new file without a name, for reading and writing, and what to call it in messages. It ends with its last user.
+    ///
+    /// # Errors
+    /// The directory cannot be written, or its file system knows no unnamed files.
+    pub(super) fn unnamed_file(&self) -> Result<(File, String), CacheError> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, ".", flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| self.error("(unnamed)", "make it", e))?;
+        Ok((File::from(fd), self.path_of("(unnamed)")))
+    }
+
     /// Names of the files in it that are text.
     pub(super) fn names(&self) -> Vec<String> {
         let dir = rustix::fs::Dir::read_from(&self.fd);

@@ -11,6 +11,9 @@
 //!   page cache does; means nothing after a reboot. A claim: the chunk is verified before it becomes `ready`.
 //! * `durable`, in the map file: known to be on the disk. After a reboot `live` starts as a copy of it.
 //!
+//! Beside them the map file says where each chunk lies and what it is (`chunk_map/descriptions.rs`): images that name the
+//! same blob share its file only as far as they agree on that, whichever processes they are read by.
+//!
 //! Cache files are hostile like everything from outside: other programs may have cut, changed or replaced them.
 
 mod bitmap;
@@ -22,8 +25,8 @@ mod lru;
 mod space;
 
 pub use bitmap::AtomicBitmap;
-pub use blob_cache::{BlobCache, CacheView, CachedChunk, Extents};
-pub use chunk_map::{ChunkMap, MapOrigin};
+pub use blob_cache::{BlobCache, CacheView, CachedChunk};
+pub use chunk_map::{Agreement, ChunkMap, Description, MapOrigin};
 pub use dir::CacheDir;
 pub use lru::UnitLru;
 pub use space::CachedBlob;
@@ -61,10 +64,12 @@ pub enum CacheError {
         kind: String,
     },
     /// Two images disagree about a blob.
-    #[error("another image in use describes blob {blob} differently; its cache file is not shared")]
+    #[error("blob {blob} has another layout for {with}; its cache file is not shared")]
     Conflict {
         /// Blob id.
         blob: String,
+        /// Who sees it differently.
+        with: String,
     },
     /// Somebody else uses a file.
     #[error("cache file {path} is in use by a daemon; unmount its images first")]

@@ -241,7 +241,9 @@ impl BlobState {
             Kind::Cache(cache) => {
                 let epoch = cache.epoch();
                 let number = self.number(access, chunk)?;
-                let found = if hot { cache.is_hot(number) } else { cache.is_ready(number) };
+                let (at, size) = (chunk.uncompressed_offset, chunk.uncompressed_size);
+                let found =
+                    if hot { cache.is_hot(number, at, size) } else { cache.is_ready(number, at, size) };
                 found.then(|| (cache.file(), chunk.uncompressed_offset, epoch))
             }
             Kind::Tar { file, .. } => Some((file.as_fd(), chunk.uncompressed_offset, 0)),
@@ -334,7 +336,7 @@ impl Access {
         match &self.kind {
             Kind::Cache(cache) => {
                 cache.reject_all();
-                cache.reject(number);
+                cache.reject_unreadable(number);
                 true
             }
             Kind::Raw { ready, .. } => {
@@ -349,6 +351,8 @@ impl Access {
 /// What is needed to open the [`Access`] of a blob.
 pub(super) struct OpenContext<'a> {
     pub hub: &'a Hub,
+    /// The image's name, for messages.
+    pub image: &'a str,
     pub version: FsVersion,
     pub info: &'a BlobInfo,
     pub store: &'a dyn Store,
@@ -377,8 +381,13 @@ impl OpenContext<'_> {
             return access(Kind::Memory);
         };
         if let Some(dir) = self.cache_dir {
-            match self.hub.cache_file(dir, &info.id, self.cache_key(len, count)) {
-                Ok(cache) => return access(Kind::Cache(cache.view())),
+            let key = self.cache_key(len, count);
+            let shared = self.hub.cache_file(dir, &info.id, key, self.image).or_else(|error| {
+                tracing::warn!(%error, blob = %info.id, image = self.image, "cached for this image and run alone");
+                self.hub.own_cache_file(dir, len, count)
+            });
+            match shared {
+                Ok(cache) => return access(Kind::Cache(cache.view(self.image))),
                 Err(error) => tracing::warn!(%error, blob = %info.id, "serving without a cache file"),
             }
         }
@@ -387,7 +396,7 @@ impl OpenContext<'_> {
             && file.metadata().is_ok_and(|meta| meta.len() >= len)
         {
             let cache = BlobCache::of_complete_file(file, name, len, count);
-            return access(Kind::Cache(Arc::new(cache).view()));
+            return access(Kind::Cache(Arc::new(cache).view(self.image)));
         }
         match self.store.local_file(&info.id) {
             Some(file) => {

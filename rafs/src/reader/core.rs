@@ -10,7 +10,8 @@ use super::neighbours::{Index, Touched};
 use super::readahead::Touch;
 use super::request::{Piece, Request};
 use crate::blob::{DigestIndex, Expected, Member, Unit};
-use crate::cache::CacheDir;
+use crate::cache::{Agreement, CacheDir, Description};
+use crate::codec::{self, Digest, Digester};
 use crate::ids::{BlobIndex, ChunkIndex};
 use crate::image::{BlobInfo, ChunkRef, FsVersion, Image, Inode};
 use crate::store::{Priority, Store, StoreError};
@@ -148,6 +149,7 @@ impl Core {
             .flatten();
         OpenContext {
             hub: &self.hub,
+            image: self.image.name(),
             version: self.image.version(),
             info,
             store: &*self.store,
@@ -283,32 +285,38 @@ impl Core {
                 }
             }
         }
+        let description = self.describe(info, &chunk, None).ok();
         let landed_in_file = || {
             // Another image of this blob may have brought it meanwhile.
-            access.cache().is_some_and(|cache| {
+            access.cache().zip(description.as_ref()).is_some_and(|(cache, description)| {
                 cache.is_shared()
                     && cache.is_mapped(number)
                     && cache.is_claimed(number, chunk.uncompressed_offset)
+                    && cache.agreement(number, description) == Agreement::Same
             })
         };
         if let Some(cache) = access.cache()
             && cache.is_claimed(number, chunk.uncompressed_offset)
+            && let Some(description) = &description
+            && let agreement = cache.agreement(number, description)
+            && agreement != Agreement::Other
         {
-            let mapped = cache.is_mapped(number);
+            // Without a digest the word of who wrote it has to do, if that is of the same opinion.
+            let vouched = cache.is_mapped(number) && (!self.verify || agreement == Agreement::Same);
             let unverifiable =
                 !self.verify || matches!(self.expected(info, &chunk, None), Ok(Expected::Nothing));
-            if unverifiable && mapped {
+            if unverifiable && vouched {
                 let epoch = cache.epoch();
                 match piece
                     .finish_from_file(cache.file(), chunk.uncompressed_offset, || cache.epoch() == epoch)
                 {
                     Ok(()) => {
-                        cache.set_ready(number, epoch);
+                        cache.set_ready(number, description, epoch);
                         cache.touch(number);
                         return;
                     }
                     Err(_) if cache.epoch() != epoch => return self.push(Job::Pieces(vec![piece])),
-                    Err(_) => cache.reject(number),
+                    Err(_) => cache.reject(number, description),
                 }
             } else if !unverifiable {
                 let key = FlightKey::Cached(state.view, number);
@@ -335,7 +343,10 @@ impl Core {
         let unit = match source.unit(&self.image, info, &chunk, number) {
             Ok(unit) => unit,
             Err(error) => {
-                self.source_is_wrong(state, info, &chunk, &error);
+                let table = matches!(source, Source::Table(_));
+                if self.source_is_wrong(state, info, &chunk, &error) && table {
+                    return self.push(Job::Pieces(vec![piece]));
+                }
                 return piece.fail(error);
             }
         };
@@ -414,6 +425,34 @@ impl Core {
         }
     }
 
+    /// What this image says of a chunk, for those who share its blob's cache file. `member` as for
+    /// [`expected`](Self::expected).
+    pub fn describe(
+        &self,
+        info: &BlobInfo,
+        chunk: &ChunkRef,
+        member: Option<&Member>,
+    ) -> Result<Description, ReadError> {
+        let offset = member.map_or(chunk.uncompressed_offset, |m| m.uncompressed_offset);
+        let size = member.map_or(Some(chunk.uncompressed_size), |m| u32::try_from(m.range.len()).ok());
+        let (kind, what) = match self.expected(info, chunk, member)? {
+            Expected::Digest(Digester::Blake3, digest) => (1, digest),
+            Expected::Digest(Digester::Sha256, digest) => (2, digest),
+            // Whatever the same place of the same store gives.
+            Expected::Crc32c(_) | Expected::Nothing => (3, self.voucher(info)),
+        };
+        // What nobody has verified is not what somebody has.
+        let kind = if self.verify { kind } else { kind | 0x100 };
+        Ok(Description::new(offset, size.unwrap_or(0), kind, what))
+    }
+
+    /// Stands for the store of a blob, and for where its chunk info is.
+    fn voucher(&self, info: &BlobInfo) -> Digest {
+        let store = self.store.identity().unwrap_or_default();
+        let text = format!("{store}\n{:?}\n{:?}", info.chunk_info, info.meta_blob);
+        codec::digest(Digester::Sha256, text.as_bytes())
+    }
+
     /// v6: whether the chunk table says anything about a blob.
     pub fn has_records(&self, info: &BlobInfo) -> bool {
         self.image.chunk_table().iter().any(|r| r.blob_index.get() == info.index.0)
@@ -430,13 +469,14 @@ impl Core {
     fn verify_cached(self: &Arc<Self>, ticket: Ticket, chunk: &ChunkRef, number: u32) {
         let Ok((state, info)) = self.blob(chunk.blob) else { return };
         let Some(cache) = state.access().and_then(|a| a.cache()) else { return };
+        let Ok(description) = self.describe(info, chunk, None) else { return };
         let epoch = cache.epoch();
         let mut plain = self.hub.budget.buffer();
         plain.resize(usize::try_from(chunk.uncompressed_size).unwrap_or(0), 0);
         let good = cache.read(chunk.uncompressed_offset, &mut plain).is_ok()
             && self.expected(info, chunk, None).is_ok_and(|expected| expected.matches(&plain));
         if good {
-            cache.set_ready(number, epoch);
+            cache.set_ready(number, &description, epoch);
             cache.touch(number);
             loop {
                 let pieces = self.hub.flights.land(&ticket);
@@ -457,7 +497,7 @@ impl Core {
                     tracing::warn!(blob = %info.id, chunk = %chunk.chunk, file = cache.path(), left_out,
                         "cached chunk is damaged; fetching it again");
                 }
-                cache.reject(number);
+                cache.reject(number, &description);
             }
             self.submit(self.hub.flights.cancel(&ticket));
         }

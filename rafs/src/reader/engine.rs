@@ -160,7 +160,9 @@ pub(super) struct Hub {
     deadlines: Mutex<Deadlines>,
     deadline_set: Condvar,
     registry: Mutex<Registry>,
-    caches: Mutex<HashMap<CacheName, (CacheKey, Weak<BlobCache>)>>,
+    caches: Mutex<HashMap<CacheName, KnownCache>>,
+    /// Cache files that one image has for itself.
+    own_caches: Mutex<Vec<Weak<BlobCache>>>,
     sync_queued: AtomicBool,
     last_id: AtomicU64,
     pub metrics: Metrics,
@@ -169,6 +171,14 @@ pub(super) struct Hub {
 
 /// Directory (device, inode) and blob id.
 type CacheName = ((u64, u64), String);
+
+/// Cache files that are open.
+struct KnownCache {
+    key: CacheKey,
+    /// The image that they were opened for.
+    image: String,
+    cache: Weak<BlobCache>,
+}
 
 /// Requests by deadline.
 #[derive(Default)]
@@ -209,6 +219,7 @@ impl Hub {
             deadline_set: Condvar::new(),
             registry: Mutex::default(),
             caches: Mutex::default(),
+            own_caches: Mutex::default(),
             sync_queued: AtomicBool::new(false),
             last_id: AtomicU64::new(0),
             metrics: Metrics::default(),
@@ -300,34 +311,50 @@ impl Hub {
         Some(dir)
     }
 
-    /// The cache files of a blob, opened once for all who read it.
+    /// The cache files of a blob, opened once for all who read it. `image` is who asks.
     pub fn cache_file(
         &self,
         dir: &Arc<CacheDir>,
         blob_id: &str,
         key: CacheKey,
+        image: &str,
     ) -> Result<Arc<BlobCache>, CacheError> {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        caches.retain(|_, (_, cache)| cache.strong_count() > 0);
+        caches.retain(|_, known| known.cache.strong_count() > 0);
         let name = (dir.identity(), blob_id.to_owned());
-        if let Some((known, cache)) = caches.get(&name)
-            && let Some(cache) = cache.upgrade()
+        if let Some(known) = caches.get(&name)
+            && let Some(cache) = known.cache.upgrade()
             && cache.is_still_in(dir)
         {
-            if *known == key {
+            if known.key == key {
                 return Ok(cache);
             }
-            return Err(CacheError::Conflict { blob: blob_id.into() });
+            return Err(CacheError::Conflict { blob: blob_id.into(), with: known.image.clone() });
         }
         let cache = BlobCache::open(dir, blob_id, key.len, key.chunks)?;
-        caches.insert(name, (key, Arc::downgrade(&cache)));
+        caches.insert(name, KnownCache { key, image: image.into(), cache: Arc::downgrade(&cache) });
+        Ok(cache)
+    }
+
+    /// Cache files for one image alone, as long as it is read.
+    pub fn own_cache_file(
+        &self,
+        dir: &Arc<CacheDir>,
+        len: u64,
+        chunks: u32,
+    ) -> Result<Arc<BlobCache>, CacheError> {
+        let cache = BlobCache::unnamed(dir, len, chunks)?;
+        let mut own = self.own_caches.lock().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|cache| cache.strong_count() > 0);
+        own.push(Arc::downgrade(&cache));
         Ok(cache)
     }
 
     /// All cache files that are open.
     pub fn cache_files(&self) -> Vec<Arc<BlobCache>> {
         let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        caches.values().filter_map(|(_, cache)| cache.upgrade()).collect()
+        let own = self.own_caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.values().map(|known| &known.cache).chain(own.iter()).filter_map(Weak::upgrade).collect()
     }
 
     /// The durable step for every blob.

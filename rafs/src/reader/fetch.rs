@@ -321,6 +321,19 @@ impl Core {
         );
         self.hub.budget.recycle(scratch);
         let verified = decoded.map_err(ReadError::from).map(|()| self.verify(info, &planned, &plain));
+        let wrong = match &verified {
+            Ok(verified) => verified.bad.first().map(|(_, error)| error),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = wrong
+            && planned.attempt > 0
+            && matches!(planned.source, Source::Table(_))
+            && self.source_is_wrong(state, info, &planned.chunk, error)
+        {
+            // The chunk info may be what is wrong, if it came from the cache directory.
+            self.push(Job::Pieces(self.hub.flights.cancel(&planned.ticket)));
+            return self.hub.budget.recycle(plain);
+        }
         match verified {
             Ok(verified) if verified.bad.is_empty() || planned.attempt > 0 => {
                 self.deliver(state, info, planned, &verified, &plain);
@@ -401,6 +414,7 @@ impl Core {
         let Some(access) = state.access() else { return };
         if let Some(cache) = access.cache() {
             let wanted = planned.unit.chunk;
+            let table = matches!(planned.source, Source::Table(_));
             let chunks: Vec<CachedChunk<'_>> = verified
                 .good
                 .iter()
@@ -408,7 +422,7 @@ impl Core {
                 .filter_map(|(member, _)| {
                     Some(CachedChunk {
                         chunk: member.chunk.0,
-                        uncompressed_offset: member.uncompressed_offset,
+                        description: self.describe(info, &planned.chunk, table.then_some(member)).ok()?,
                         plain: plain.get(member.range.clone())?,
                     })
                 })

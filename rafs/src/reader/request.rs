@@ -97,6 +97,14 @@ impl Request {
     fn over(&self, error: Option<&ReadError>) {
         if let Some(core) = &self.owner.core {
             core.hub.metrics.read_over(error);
+            // Other errors are told of where they come from; this one comes from nothing happening.
+            if let Some(error @ ReadError::Deadline(_)) = error
+                && let Some(left_out) = core.hub.log_limit.admit()
+            {
+                // What follows is a hash over passwords too.
+                let kind = core.store_key.split(' ').next().unwrap_or_default();
+                tracing::error!(store = kind, bytes = self.len, left_out, "reading failed: {error}");
+            }
         }
     }
 

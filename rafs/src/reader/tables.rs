@@ -6,7 +6,7 @@ use super::blobs::{BlobState, Source, plain_file_name, table_file_name};
 use super::core::{Core, Job};
 use crate::blob::{self, BlobError, ChunkTable, Toc};
 use crate::codec::{self, Digest, Digester};
-use crate::ids::{BlobIndex, ChunkIndex};
+use crate::ids::BlobIndex;
 use crate::image::{BlobInfo, ChunkRef, FsVersion, MetaBlob};
 use crate::layout::DIGEST_SIZE;
 use crate::layout::blob::BlobFeatures;
@@ -63,7 +63,7 @@ impl Core {
             if blob::is_legacy_stargz(info) {
                 return self.stargz_table_found(state.index, info, table);
             }
-            return self.source_found(state, Source::Table(Arc::new(table)));
+            return self.table_found(state, info, table);
         }
         self.ask_for_table(state.index, info, 0);
     }
@@ -257,40 +257,9 @@ impl Core {
     }
 
     fn source_found(self: &Arc<Self>, state: &BlobState, source: Source) {
-        self.tell_extents(state, &source);
         let pieces = state.set_source(source);
         if !pieces.is_empty() {
             self.push(Job::Pieces(pieces));
-        }
-    }
-
-    /// Tells the cache file where chunks lie, so that it can take cold ones away.
-    fn tell_extents(self: &Arc<Self>, state: &BlobState, source: &Source) {
-        let Ok((_, info)) = self.blob(state.index) else { return };
-        let Ok(access) = state.open(&self.open_context(info)) else { return };
-        let Some(cache) = access.cache().filter(|_| !access.has_own_numbers()) else { return };
-        match source {
-            Source::Table(table) => {
-                let (table, aligned) = (Arc::clone(table), info.features.contains(BlobFeatures::ALIGNED));
-                cache.set_extents(Box::new(move |chunk| {
-                    let entry = table.chunk(ChunkIndex(chunk)).ok()?;
-                    let len = u64::from(entry.uncompressed_size);
-                    // Nothing else begins before the next block.
-                    let aligned = aligned && entry.uncompressed_offset.is_multiple_of(blob::ALIGNMENT);
-                    let len = if aligned { len.next_multiple_of(blob::ALIGNMENT) } else { len };
-                    Some((entry.uncompressed_offset, len))
-                }));
-            }
-            Source::Records => {
-                let (core, blob) = (Arc::downgrade(self), state.index);
-                cache.set_extents(Box::new(move |chunk| {
-                    let core = core.upgrade()?;
-                    core.index();
-                    let chunk = core.chunk_by_index(blob, &Source::Records, chunk)?;
-                    Some((chunk.uncompressed_offset, chunk.uncompressed_size.into()))
-                }));
-            }
-            Source::Plain(_) | Source::Tar => {}
         }
     }
 
@@ -304,20 +273,22 @@ impl Core {
         }
     }
 
-    /// Data does not fit to the chunk info: get that anew, and not from the cache directory.
+    /// Data does not fit to the chunk info: get that anew, and not from the cache directory. True the first time, when
+    /// the new one may be better.
     pub fn source_is_wrong(
         self: &Arc<Self>,
         state: &BlobState,
         info: &BlobInfo,
         chunk: &ChunkRef,
         error: &ReadError,
-    ) {
+    ) -> bool {
         tracing::debug!(blob = %info.id, chunk = %chunk.chunk, %error, "chunk info is looked up again");
-        state.distrust_cached_table.store(true, Ordering::Relaxed);
+        let first = !state.distrust_cached_table.swap(true, Ordering::Relaxed);
         let pieces = state.forget_source();
         if !pieces.is_empty() {
             self.push(Job::Pieces(pieces));
         }
+        first
     }
 
     /// Builds the table, and leaves it in the cache directory, so that a restart needs no store for it.

@@ -12,9 +12,6 @@ const BACKEND_MS: [u64; CLASSES - 1] = [1, 20, 50, 100, 500, 1000, 2000];
 pub(super) fn fs(mounted: &Mounted) -> Value {
     let totals: OpTotals = mounted.backend.counters().totals();
     let rafs = mounted.config.as_ref().map(|config| &config.rafs);
-    let mut latency = [0u64; OPS];
-    // Only reads are timed: they are what takes long.
-    latency[4] = totals.read_micros;
     json!({
         "files_account_enabled": rafs.is_some_and(|r| r.iostats_files),
         "access_pattern_enabled": rafs.is_some_and(|r| r.access_pattern),
@@ -26,7 +23,7 @@ pub(super) fn fs(mounted: &Mounted) -> Value {
         "block_count_read": totals.sizes,
         "fop_hits": totals.hits,
         "fop_errors": totals.errors,
-        "fop_cumulative_latency_total": latency,
+        "fop_cumulative_latency_total": totals.micros,
         "read_latency_dist": totals.latencies,
     })
 }

@@ -1,7 +1,7 @@
 //! `GET /metrics`: everything in Prometheus' text form.
 
 use super::routes::App;
-use crate::mounts::{LATENCY_BOUNDS_US, OP_NAMES, OpTotals};
+use crate::mounts::{LATENCY_BOUNDS_US, OP_NAMES, Op, OpTotals};
 use rafs::reader::EngineMetrics;
 use std::fmt::Write as _;
 
@@ -149,6 +149,16 @@ fn operations(text: &mut Text, mounts: &[(String, OpTotals)]) {
             text.sample("rafsd_operation_errors_total", &[("mount", mount), ("op", name)], count);
         }
     }
+    text.family(
+        "rafsd_operation_seconds_total",
+        "counter",
+        "How long FUSE calls took together; all but reads are sampled.",
+    );
+    for (mount, totals) in mounts {
+        for (name, micros) in OP_NAMES.iter().zip(totals.micros) {
+            text.sample("rafsd_operation_seconds_total", &[("mount", mount), ("op", name)], seconds(micros));
+        }
+    }
     text.family("rafsd_read_bytes_total", "counter", "Bytes that guests read.");
     for (mount, totals) in mounts {
         text.sample("rafsd_read_bytes_total", &[("mount", mount)], totals.read_bytes);
@@ -158,15 +168,20 @@ fn operations(text: &mut Text, mounts: &[(String, OpTotals)]) {
         let mut sum = 0;
         for (bound, count) in LATENCY_BOUNDS_US.iter().zip(totals.latencies) {
             sum += count;
-            let bound = format!("{}.{:06}", bound / 1_000_000, bound % 1_000_000);
-            text.sample("rafsd_read_duration_seconds_bucket", &[("mount", mount), ("le", &bound)], sum);
+            let labels = [("mount", mount.as_str()), ("le", &seconds(*bound))];
+            text.sample("rafsd_read_duration_seconds_bucket", &labels, sum);
         }
         let all: u64 = totals.latencies.iter().sum();
         text.sample("rafsd_read_duration_seconds_bucket", &[("mount", mount), ("le", "+Inf")], all);
-        let seconds = format!("{}.{:06}", totals.read_micros / 1_000_000, totals.read_micros % 1_000_000);
-        text.sample("rafsd_read_duration_seconds_sum", &[("mount", mount)], seconds);
+        let read = totals.micros[Op::Read as usize];
+        text.sample("rafsd_read_duration_seconds_sum", &[("mount", mount)], seconds(read));
         text.sample("rafsd_read_duration_seconds_count", &[("mount", mount)], all);
     }
+}
+
+/// Microseconds in Prometheus' unit.
+fn seconds(micros: u64) -> String {
+    format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000)
 }
 
 /// What the kernel says of this process.

@@ -1,33 +1,48 @@
 //! The server: HTTP/1.1 on a unix socket.
 //!
 //! Owns: the socket and its file, connections, limits. One thread reads and writes all connections; what may wait for
-//! storage runs on a thread of its own, one request at a time, so that questions are answered meanwhile. Connections that
+//! storage runs on threads of its own, so that questions are answered meanwhile, and other mounts made. Connections that
 //! say nothing stay open for ever: clients take a hang-up for the daemon's death. Does not own: what requests mean.
 
 use super::answer::Answer;
-use super::routes::{App, Request, Work};
+use super::call::Request;
+use super::routes::{App, Work};
 use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Empty, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
-use hyper::{Response, StatusCode};
+use hyper::{Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
+use rustix::net::{RecvFlags, recv};
 use std::convert::Infallible;
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 /// Largest request body, bytes: as large as a configuration file may be, and JSON around it.
 pub const BODY_MAX: usize = 2 << 20;
+/// Bodies up to this size are read whenever they come, bytes.
+const BODY_SMALL: usize = 16 << 10;
+/// Bytes that larger bodies may have together, so that no number of clients takes all memory.
+const BODIES_MAX: usize = 64 << 20;
 /// Connections at a time, if there are descriptors for them.
 const CONNECTIONS_MAX: u64 = 4096;
+/// Requests at a time that may wait for storage.
+const SLOW_MAX: usize = 32;
+/// Threads for them, and for two requests that end the daemon whatever hangs.
+const THREADS_MAX: usize = SLOW_MAX + 2;
+/// How long a thread waits for the next such request.
+const IDLE: Duration = Duration::from_secs(1);
 /// How long connections have to finish what they say when the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -66,7 +81,8 @@ impl ApiServer {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
-            .max_blocking_threads(4)
+            .max_blocking_threads(THREADS_MAX)
+            .thread_keep_alive(IDLE)
             .thread_name("api-work")
             .build()
             .context("cannot start the API's event loop")?;
@@ -110,8 +126,10 @@ fn connections_max() -> usize {
 /// What all connections share.
 struct Shared {
     app: Arc<App>,
-    /// Whoever holds it may wait for storage.
-    slow: Mutex<()>,
+    /// Whoever holds a permit may wait for storage.
+    slow: Semaphore,
+    /// Bytes that large bodies may still have.
+    bodies: Semaphore,
 }
 
 async fn serve(
@@ -126,7 +144,7 @@ async fn serve(
             return;
         }
     };
-    let shared = Arc::new(Shared { app, slow: Mutex::new(()) });
+    let shared = Arc::new(Shared { app, slow: Semaphore::new(SLOW_MAX), bodies: Semaphore::new(BODIES_MAX) });
     let room = Arc::new(Semaphore::new(connections_max()));
     loop {
         let stream = tokio::select! {
@@ -180,6 +198,40 @@ async fn turn_away(mut stream: UnixStream) {
 }
 
 async fn connection(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    // Whoever only listens for our end costs hardly anything.
+    tokio::select! {
+        () = first_byte(&stream) => {}
+        _ = stopped.changed() => return,
+    }
+    on_the_heap(stream, shared, stopped).await;
+}
+
+/// Waits until there is something to read, the end included.
+async fn first_byte(stream: &UnixStream) {
+    let look = || match recv(stream, &mut [0; 1], RecvFlags::PEEK) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(io::Error::from(errno)),
+    };
+    // Readiness is a guess until somebody has looked.
+    while stream.readable().await.is_ok() {
+        match stream.try_io(Interest::READABLE, look) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
+}
+
+/// [`talk`] in a box that is made here: the caller's own state would keep room for it.
+fn on_the_heap(
+    stream: UnixStream,
+    shared: Arc<Shared>,
+    stopped: watch::Receiver<bool>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(talk(stream, shared, stopped))
+}
+
+/// Requests and answers, until one side ends.
+async fn talk(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
         async move { Ok::<_, Infallible>(respond(&shared, request).await) }
@@ -187,6 +239,8 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch:
     let mut builder = hyper::server::conn::http1::Builder::new();
     // No time limit of any kind; header names as clients are used to see them.
     builder.header_read_timeout(None).keep_alive(true).title_case_headers(true).max_buf_size(64 << 10);
+    // Who has said all there is to say still wants to hear the answer.
+    builder.half_close(true);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
@@ -204,26 +258,53 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>, mut stopped: watch:
 
 async fn respond(shared: &Arc<Shared>, request: hyper::Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let method = head.method.as_str().to_ascii_uppercase();
-    // Absolute-form targets have their path all the same.
-    let path = head.uri.path().to_owned();
-    let query = head.uri.query().unwrap_or_default().to_owned();
-    tracing::debug!("<--- {method} {path}");
-    // One that says beforehand that it is too large need not be waited for.
-    let announced = body.size_hint().lower();
-    if announced > BODY_MAX as u64 {
-        return wire(too_large(&announced.to_string()));
-    }
-    let answer = match Limited::new(body, BODY_MAX).collect().await {
+    let stays = stays_open(&head);
+    tracing::debug!("<--- {} {}", head.method, head.uri.path());
+    let answer = match whole_body(shared, body).await {
         Ok(body) => {
-            let body = body.to_bytes().to_vec();
-            run(shared, Request { method, path, query, body }).await
+            let request = Request {
+                method: head.method.as_str().to_owned(),
+                // Absolute-form targets have their path all the same.
+                path: head.uri.path().to_owned(),
+                query: head.uri.query().unwrap_or_default().to_owned(),
+                body,
+            };
+            run(shared, &request).await
         }
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => too_large("unknown"),
-        Err(_) => Answer::bad_request(),
+        Err(answer) => answer,
     };
     tracing::debug!("---> {}", answer.status);
-    wire(answer)
+    wire(answer, stays)
+}
+
+/// Whether the connection stays after this request, which the answer says.
+fn stays_open(head: &Parts) -> bool {
+    let said = |word: &str| {
+        let values = head.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(word))
+    };
+    if head.version == Version::HTTP_11 { !said("close") } else { said("keep-alive") }
+}
+
+/// A request's body, or the answer to one that is too large.
+async fn whole_body(shared: &Shared, body: Incoming) -> Result<Vec<u8>, Answer> {
+    let hint = body.size_hint();
+    // One that says beforehand that it is too large need not be waited for.
+    if hint.lower() > BODY_MAX as u64 {
+        return Err(too_large(&hint.lower().to_string()));
+    }
+    let most = hint.upper().and_then(|n| usize::try_from(n).ok()).map_or(BODY_MAX, |n| n.min(BODY_MAX));
+    let _room = if most > BODY_SMALL {
+        let room = u32::try_from(most).ok().and_then(|n| shared.bodies.try_acquire_many(n).ok());
+        Some(room.ok_or_else(|| Answer::error(503, "too many large requests at a time; try again"))?)
+    } else {
+        None
+    };
+    match Limited::new(body, BODY_MAX).collect().await {
+        Ok(body) => Ok(body.to_bytes().to_vec()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large("unknown")),
+        Err(_) => Err(Answer::bad_request()),
+    }
 }
 
 fn too_large(size: &str) -> Answer {
@@ -234,7 +315,7 @@ fn too_large(size: &str) -> Answer {
     Answer::text(400, "application/json", text)
 }
 
-async fn run(shared: &Arc<Shared>, request: Request) -> Answer {
+async fn run(shared: &Arc<Shared>, request: &Request) -> Answer {
     match shared.app.handle(request) {
         Work::Now(answer) => answer,
         Work::Slow(work) => slow(shared, work).await,
@@ -264,7 +345,8 @@ async fn run(shared: &Arc<Shared>, request: Request) -> Answer {
 }
 
 async fn slow(shared: &Arc<Shared>, work: Box<dyn FnOnce() -> Answer + Send>) -> Answer {
-    let _turn = shared.slow.lock().await;
+    // Never closed, so there is always one to be had in the end.
+    let _permit = shared.slow.acquire().await;
     blocking(work).await
 }
 
@@ -275,7 +357,7 @@ async fn blocking(work: Box<dyn FnOnce() -> Answer + Send>) -> Answer {
     }
 }
 
-fn wire(answer: Answer) -> Response<Body> {
+fn wire(answer: Answer, stays: bool) -> Response<Body> {
     let body = match answer.body {
         Some(body) => Either::Left(Full::new(Bytes::from(body))),
         None => Either::Right(Empty::new()),
@@ -285,7 +367,9 @@ fn wire(answer: Answer) -> Response<Body> {
     response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(b""));
     let headers = response.headers_mut();
     headers.insert(SERVER, HeaderValue::from_static("Nydus API"));
-    headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("keep-alive"));
+    if stays {
+        headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+    }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     response
 }

@@ -21,7 +21,8 @@ pub struct CommonArgs {
     #[arg(short = 'B', long, value_name = "FILE", conflicts_with_all = ["shared_dir", "image"])]
     pub bootstrap: Option<PathBuf>,
 
-    /// Nydus image to serve: a registry reference (HOST/REPO:TAG or HOST/REPO@DIGEST) or a directory with an OCI layout
+    /// Nydus image to serve: a registry reference (HOST/REPO:TAG or HOST/REPO@DIGEST), or an OCI layout (DIR, DIR:TAG or
+    /// DIR@DIGEST)
     #[arg(long, value_name = "REF", conflicts_with = "shared_dir")]
     pub image: Option<String>,
 

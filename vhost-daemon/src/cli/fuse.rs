@@ -57,12 +57,14 @@ pub(super) fn run(args: &FuseArgs, ignored: &[String]) -> anyhow::Result<()> {
         start.daemon.running();
     }
     let queues = serve::default_queues();
-    let served = serve::api(common, &start, None, queues).context("cannot start the API").map(|mut api| {
-        serve::wait(&mut start, common);
-        if let Some(api) = &mut api {
-            api.stop();
-        }
-    });
+    let served =
+        serve::api(common, &start, None, queues).context("cannot start the API").and_then(|mut api| {
+            let ended = serve::wait(&mut start, common);
+            if let Some(api) = &mut api {
+                api.stop();
+            }
+            ended
+        });
     // After `PUT /daemon/exit` the mount belongs to a successor.
     if start.daemon.state() != State::Stopped {
         fuse.unmount();

@@ -12,6 +12,7 @@ mod logging;
 pub mod run;
 mod serve;
 mod socket;
+mod watchdog;
 
 pub use cache::CacheCommand;
 pub use common::CommonArgs;
@@ -20,11 +21,24 @@ pub use socket::SocketArg;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
+/// Clients of nydusd look for the commit in what `--version` prints.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\nGit Commit: \t",
+    env!("RAFSD_GIT_COMMIT"),
+    "\nBuild Time: \t",
+    env!("RAFSD_BUILD_TIME"),
+    "\nRustc: \t\t",
+    env!("RAFSD_RUSTC"),
+);
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "rafsd",
     version,
+    long_version = LONG_VERSION,
+    propagate_version = true,
     about = "Serves RAFS (Nydus) images to virtual machines over virtio-fs",
     long_about = "Serves RAFS (Nydus) images to virtual machines over virtio-fs.\n\n\
         rafsd listens on a vhost-user socket; QEMU, Cloud Hypervisor and Kata Containers attach it as a \
@@ -150,6 +164,11 @@ pub struct VirtiofsArgs {
 
 /// Flags of `rafsd fuse`.
 #[derive(Debug, Args)]
+#[command(after_long_help = "Examples:\n  \
+    rafsd fuse --mountpoint /mnt --bootstrap app.boot --localfs-dir blobs\n  \
+    rafsd fuse --mountpoint /mnt --image registry.example.com/library/app:nydus\n  \
+    rafsd fuse --mountpoint /mnt --apisock /run/api.sock\n  \
+    rafsd fuse --mountpoint /mnt --writable --shared-dir /srv/data")]
 pub struct FuseArgs {
     /// Directory to mount on
     #[arg(short = 'M', long, value_name = "DIR")]

@@ -59,17 +59,16 @@ fn virtiofs(args: &VirtiofsArgs, ignored: &[String]) -> anyhow::Result<()> {
     let started = args.sock.iter().try_for_each(|socket| devices.add(&start.daemon, socket.spec(queues)));
     start.daemon.set_transport(Arc::clone(&devices) as _);
     let served = started.map_err(anyhow::Error::from).and_then(|()| {
-        serve::raise_file_limit(common.rlimit_nofile);
         if let Some(mount) = &mount {
             tracing::info!("mounted {} {} at {}", mount.kind.name(), mount.source.display(), mount.path);
         }
         start.daemon.running();
         let mut api = serve::api(common, &start, Some(Arc::clone(&devices)), queues)?;
-        serve::wait(&mut start, common);
+        let ended = serve::wait(&mut start, common);
         if let Some(api) = &mut api {
             api.stop();
         }
-        Ok(())
+        ended
     });
     devices.end();
     start.daemon.shutdown();

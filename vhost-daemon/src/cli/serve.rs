@@ -3,7 +3,7 @@
 //! Owns: the order of things at start and stop. Does not own: any of the parts.
 
 use super::common::CommonArgs;
-use super::{OnOff, logging};
+use super::{OnOff, logging, watchdog};
 use crate::api::{ApiServer, App};
 use crate::config::{Config, Environment};
 use crate::daemon::{Daemon, Devices, FsKind, Identity, MountConfig, MountRequest, StartupConfig, Version};
@@ -42,6 +42,7 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
     for flag in ignored {
         tracing::warn!("{flag} has no effect here and is ignored");
     }
+    raise_file_limit(common.rlimit_nofile);
     // Signals wait from here on, so that one that comes early ends the daemon in order too.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot wait for signals")?;
     let identity = Identity {
@@ -147,21 +148,25 @@ pub(super) fn api(
     ApiServer::start(path, app).map(Some)
 }
 
-/// Waits for the end: SIGTERM or SIGINT. SIGHUP reads credentials and the log level again.
-pub(super) fn wait(start: &mut Start, common: &CommonArgs) {
+/// Waits for the end: SIGTERM or SIGINT. SIGHUP reads credentials, proxy and log level again.
+pub(super) fn wait(start: &mut Start, common: &CommonArgs) -> anyhow::Result<()> {
+    let _watchdog = watchdog::start(&start.daemon, common.apisock.as_deref())?;
     notify::ready();
     for signal in start.signals.forever() {
         if signal != SIGHUP {
             tracing::info!("signal {signal}: stopping");
             break;
         }
+        notify::reloading();
         reload(&start.daemon, &start.log, common);
+        notify::ready();
     }
     notify::stopping();
+    Ok(())
 }
 
 /// SIGHUP: the log level goes back to that of the command line, and the mount of the command line gets the registry
-/// credentials that its configuration file has now.
+/// credentials and the proxy that its configuration file has now.
 fn reload(daemon: &Daemon, log: &LogControl, common: &CommonArgs) {
     let _ = log.set(common.log_level);
     tracing::info!("SIGHUP: log level is {:?}", common.log_level);
@@ -174,12 +179,17 @@ fn reload(daemon: &Daemon, log: &LogControl, common: &CommonArgs) {
         }
     };
     config.apply(&Environment::of_process());
-    let crate::config::Backend::Registry(registry, _) = &config.backend else { return };
     let Ok(path) = MountPath::parse(&common.virtual_mountpoint) else { return };
     let Some(net) = daemon.mounted_at(&path).and_then(|mounted| mounted.net.clone()) else { return };
-    match net.set_registry_auth(registry.auth.clone()) {
-        Ok(()) => tracing::info!("SIGHUP: credentials of {} are used from now on", file.display()),
-        Err(error) => tracing::warn!("SIGHUP: credentials of {} are not used: {error}", file.display()),
+    let told = |what: &str, done: Result<(), rafs_net::NetError>| match done {
+        Ok(()) => tracing::info!("SIGHUP: {what} of {} used from now on", file.display()),
+        Err(error) => tracing::warn!("SIGHUP: {what} of {} not used: {error}", file.display()),
+    };
+    if let crate::config::Backend::Registry(registry, _) = &config.backend {
+        told("credentials", net.set_registry_auth(registry.auth.clone()));
+    }
+    if let Some(http) = config.backend.http() {
+        told("proxy", net.set_proxy_url(http.proxy.as_ref().map(|proxy| proxy.url.clone())));
     }
 }
 
@@ -190,7 +200,7 @@ pub(super) fn default_queues() -> u16 {
 }
 
 /// Raises the limit of open files as far as it may be raised.
-pub(super) fn raise_file_limit(wanted: u64) {
+fn raise_file_limit(wanted: u64) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     if wanted == 0 {
         return;

@@ -136,10 +136,12 @@ const SECRET: [&str; 5] = ["auth", "registry_token", "access_key_id", "access_ke
 ///
 /// The file cannot be read.
 pub fn explain(path: &Path) -> Result<String, ConfigError> {
-    Ok(explained(&Config::read(path)?))
+    Ok(explain_text(&Config::read(path)?))
 }
 
-fn explained(text: &str) -> String {
+/// The same for a text.
+#[must_use]
+pub fn explain_text(text: &str) -> String {
     let value: Value = serde_json::from_str(text).or_else(|_| toml::from_str(text)).unwrap_or(Value::Null);
     let v2 = value.get("version").is_some();
     let form = match (v2, text.trim_start().starts_with('{')) {
@@ -219,7 +221,7 @@ mod tests {
         let text = r#"{"device": {"id": "/1", "backend": {"type": "registry", "config": {"host": "h", "repo": "r",
             "auth": "dTpwYXNz", "proxy": {"url": "http://u:pass@p:1", "cache_dir": "/x"}}},
             "cache": {"type": "blobcache", "config": {"work_dir": "/c"}}}, "mode": "direct", "warmup": 3}"#;
-        let out = explained(text);
+        let out = explain_text(text);
         for line in [
             "form: V1, JSON",
             "device.id = \"/1\": instance id",

@@ -11,9 +11,11 @@ mod v1;
 mod v2;
 
 pub use environment::Environment;
-pub use explain::explain;
+pub use explain::{explain, explain_text};
 pub use rafs_net::{Backend, LocalDisk, LocalFs};
 pub use settings::{CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
+#[cfg(feature = "daemon")]
+pub(crate) use shown::masked;
 
 use serde_json::{Value, json};
 use std::fmt::Write as _;

@@ -25,7 +25,7 @@ pub(super) fn backend(kind: &str, section: &Value) -> Value {
 }
 
 /// A value without secrets.
-pub(super) fn masked(value: &Value) -> Value {
+pub(crate) fn masked(value: &Value) -> Value {
     let mut value = value.clone();
     mask(&mut value);
     value

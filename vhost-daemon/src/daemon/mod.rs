@@ -10,6 +10,7 @@ mod mount;
 mod reaper;
 mod state;
 mod transport;
+mod turns;
 mod view;
 
 pub use devices::{Devices, SocketSpec};
@@ -24,11 +25,12 @@ use crate::mounts::{MountPath, Namespace, NamespaceError, OpenError, Storage};
 use reaper::Reaper;
 use state::StateMachine;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use turns::Turns;
 use view::View;
 
-/// How long the end waits for a mount or umount that is under way.
+/// How long the end waits for mounts and umounts that are under way.
 const TURN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Everything a running daemon knows. Share it in an `Arc`.
@@ -36,8 +38,11 @@ const TURN_PATIENCE: Duration = Duration::from_millis(500);
 pub struct Daemon {
     identity: Identity,
     state: StateMachine,
-    /// Held over a whole mount or umount, slow as it may be. Nothing that only looks takes it.
-    changes: Mutex<()>,
+    /// Held over a whole mount or umount at one path, slow as its storage may be.
+    turns: Turns,
+    /// Held while what is mounted and what views show change together; whether all that is over. Never while storage is
+    /// waited for.
+    changes: Mutex<bool>,
     /// Held for moments.
     mounts: Mutex<BTreeMap<MountPath, Arc<Mounted>>>,
     views: Mutex<Vec<Arc<View>>>,
@@ -56,6 +61,7 @@ impl Daemon {
         Ok(Self {
             identity,
             state: StateMachine::default(),
+            turns: Turns::default(),
             changes: Mutex::default(),
             mounts: Mutex::default(),
             views: Mutex::default(),
@@ -109,17 +115,19 @@ impl Daemon {
         })
     }
 
-    /// Mounts a file system, and shows it in every view that it belongs to. One mount or umount at a time.
+    /// Mounts a file system, and shows it in every view that it belongs to. Mounts and umounts at one path come one after
+    /// the other; those at other paths do not wait for its storage.
     ///
     /// # Errors
     ///
     /// As opening ends, or [`DaemonError::Exists`].
     pub fn mount(&self, request: &MountRequest) -> Result<(), DaemonError> {
-        let _turn = self.turn();
+        let _turn = self.turns.take(&request.path);
         if self.mounts().contains_key(&request.path) {
             return Err(DaemonError::Exists);
         }
         let mounted = Arc::new(request.open(&self.storage)?);
+        let _changing = self.change(&mounted)?;
         let mut done: Vec<(Arc<View>, MountPath)> = Vec::new();
         for view in self.views().iter() {
             let Some(path) = view.spec.shows(&request.path) else { continue };
@@ -144,12 +152,13 @@ impl Daemon {
     ///
     /// As opening ends; [`DaemonError::NotMounted`]; [`DaemonError::NotRafs`] for a passed-through directory.
     pub fn remount(&self, request: &MountRequest) -> Result<(), DaemonError> {
-        let _turn = self.turn();
+        let _turn = self.turns.take(&request.path);
         let old = self.mounts().get(&request.path).cloned().ok_or(DaemonError::NotMounted)?;
         if old.kind != FsKind::Rafs || request.kind != FsKind::Rafs {
             return Err(DaemonError::NotRafs);
         }
         let mounted = Arc::new(request.open(&self.storage)?);
+        let _changing = self.change(&mounted)?;
         for view in self.views().iter() {
             let Some(path) = view.spec.shows(&request.path) else { continue };
             if let Err(error) = view.namespace.remount(&path, mounted.backend.as_ref()) {
@@ -169,7 +178,8 @@ impl Daemon {
     ///
     /// [`DaemonError::NotMounted`].
     pub fn umount(&self, path: &MountPath) -> Result<(), DaemonError> {
-        let _turn = self.turn();
+        let _turn = self.turns.take(path);
+        let _changing = self.changes();
         let old = self.mounts().remove(path).ok_or(DaemonError::NotMounted)?;
         for view in self.views().iter() {
             if let Some(path) = view.spec.shows(path) {
@@ -202,7 +212,7 @@ impl Daemon {
     ///
     /// [`DaemonError::Namespace`] when more is mounted than it has room for.
     pub fn open_view(&self, spec: ViewSpec) -> Result<Arc<Namespace>, DaemonError> {
-        let _turn = self.turn();
+        let _changing = self.changes();
         let view = Arc::new(View { spec, namespace: Arc::new(Namespace::new()) });
         for (path, mounted) in self.mounts().iter() {
             if let Some(path) = view.spec.shows(path) {
@@ -216,26 +226,16 @@ impl Daemon {
 
     /// Forgets a namespace: it follows no more.
     pub fn close_view(&self, namespace: &Arc<Namespace>) {
-        let _turn = self.turn();
+        let _changing = self.changes();
         self.views().retain(|view| !Arc::ptr_eq(&view.namespace, namespace));
     }
 
     /// Ends all mounts: requests on their way fail, threads end. A mount that hangs on its storage is not waited for.
     pub fn shutdown(&self) {
-        let until = Instant::now() + TURN_PATIENCE;
-        let _turn = loop {
-            match self.changes.try_lock() {
-                Ok(turn) => break Some(turn),
-                Err(TryLockError::Poisoned(turn)) => break Some(turn.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() < until => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(TryLockError::WouldBlock) => {
-                    tracing::warn!("a mount hangs on its storage; ending without it");
-                    break None;
-                }
-            }
-        };
+        if !self.turns.wait_for_all(TURN_PATIENCE) {
+            tracing::warn!("a mount hangs on its storage; ending without it");
+        }
+        *self.changes() = true;
         for mounted in std::mem::take(&mut *self.mounts()).into_values() {
             mounted.backend.shutdown();
         }
@@ -249,8 +249,18 @@ impl Daemon {
         &self.storage
     }
 
-    fn turn(&self) -> MutexGuard<'_, ()> {
+    fn changes(&self) -> MutexGuard<'_, bool> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to show what was opened, unless the daemon has ended meanwhile.
+    fn change(&self, opened: &Mounted) -> Result<MutexGuard<'_, bool>, DaemonError> {
+        let ended = self.changes();
+        if *ended {
+            opened.backend.shutdown();
+            return Err(DaemonError::NotReady);
+        }
+        Ok(ended)
     }
 
     fn mounts(&self) -> MutexGuard<'_, BTreeMap<MountPath, Arc<Mounted>>> {

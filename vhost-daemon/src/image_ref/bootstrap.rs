@@ -1,4 +1,4 @@
-//! The bootstrap layer (oci.md section 4): a tar, mostly compressed with gzip, with the bootstrap somewhere in it.
+//! The bootstrap layer (oci.md section 4): a tar, mostly compressed with gzip, perhaps with zstd, with the bootstrap somewhere in it.
 
 use anyhow::{Context, bail};
 use flate2::read::MultiGzDecoder;
@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Largest bootstrap, unpacked, bytes.
 const BOOTSTRAP_MAX: u64 = 1 << 30;
@@ -22,6 +23,9 @@ pub(super) fn unpacked(layer: &[u8], dir: &Path) -> anyhow::Result<PathBuf> {
     let mut file = Temporary::new(dir)?;
     let found = if layer.starts_with(&[0x1f, 0x8b]) {
         copy_bootstrap(MultiGzDecoder::new(layer).take(TAR_MAX), &mut file.file)
+    } else if layer.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let plain = zstd::stream::read::Decoder::new(layer).context("the bootstrap layer")?;
+        copy_bootstrap(plain.take(TAR_MAX), &mut file.file)
     } else {
         copy_bootstrap(layer, &mut file.file)
     };
@@ -65,8 +69,9 @@ struct Temporary {
 
 impl Temporary {
     fn new(dir: &Path) -> anyhow::Result<Self> {
-        let path = dir.join(format!(".{}.tmp", std::process::id()));
-        let _ = std::fs::remove_file(&path);
+        // Daemons in containers may have the same process id.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let path = dir.join(format!(".{}-{}.tmp", std::process::id(), now.as_nanos()));
         let file = File::options().write(true).create_new(true).open(&path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { path, file })
@@ -143,7 +148,8 @@ mod tests {
             let tar = [entry("image/x.blob.meta", &[7; 700]), entry(name, b"boot"), vec![0; 1024]].concat();
             let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             packed.write_all(&tar).unwrap();
-            for layer in [tar.clone(), packed.finish().unwrap()] {
+            let zstd = zstd::encode_all(&tar[..], 1).unwrap();
+            for layer in [tar.clone(), packed.finish().unwrap(), zstd] {
                 let path = unpacked(&layer, dir.path()).unwrap();
                 assert_eq!(std::fs::read(&path).unwrap(), b"boot");
                 std::fs::write(&path, b"hack").unwrap();

@@ -10,6 +10,8 @@ const BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
 const ARTIFACT: &str = "application/vnd.nydus.image.manifest.v1+json";
 /// How images before v2.3.5 said the same.
 const FEATURE: &str = "nydus.remoteimage.v1";
+/// Annotations of an index in a layout that name an image: a tag, and a whole reference.
+const NAMES: [&str; 2] = ["org.opencontainers.image.ref.name", "io.containerd.image.name"];
 
 /// What is pointed at.
 #[derive(Clone, Debug, Deserialize)]
@@ -49,7 +51,7 @@ struct Document {
 pub(super) enum Found {
     /// A manifest with this bootstrap layer.
     Bootstrap(Descriptor),
-    /// An index: manifests to look at, the likeliest first.
+    /// An index: all that it lists.
     Manifests(Vec<Descriptor>),
 }
 
@@ -66,6 +68,25 @@ impl Descriptor {
 
     fn is_bootstrap(&self) -> bool {
         self.annotations.as_ref().is_some_and(|a| a.get(BOOTSTRAP).is_some_and(|v| v == "true"))
+    }
+
+    /// The names that a layout gives it.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        NAMES.iter().filter_map(|key| self.annotations.as_ref()?.get(*key)).map(String::as_str)
+    }
+
+    /// Whether a layout calls it by this tag.
+    pub fn is_called(&self, tag: &str) -> bool {
+        self.names().any(|name| name == tag || name.rsplit_once(':').is_some_and(|(_, t)| t == tag))
+    }
+
+    /// The platform that it is for, as `os/architecture`.
+    pub fn platform(&self) -> Option<String> {
+        self.platform.as_ref().map(|p| {
+            let word =
+                |text: &str| text.chars().take(32).filter(|c| c.is_ascii_graphic()).collect::<String>();
+            format!("{}/{}", word(&p.os), word(&p.architecture))
+        })
     }
 
     /// 0 for a Nydus manifest of this machine's platform, more for what is less likely; `None` for another platform.
@@ -96,11 +117,7 @@ pub(super) fn architecture() -> &'static str {
 pub(super) fn parse(text: &[u8]) -> anyhow::Result<Found> {
     let document: Document = serde_json::from_slice(text).context("no image manifest")?;
     match (document.manifests, document.layers) {
-        (Some(manifests), _) => {
-            let mut ranked: Vec<_> = manifests.into_iter().filter_map(|d| Some((d.rank()?, d))).collect();
-            ranked.sort_by_key(|(rank, _)| *rank);
-            Ok(Found::Manifests(ranked.into_iter().map(|(_, d)| d).collect()))
-        }
+        (Some(manifests), _) => Ok(Found::Manifests(manifests)),
         (None, Some(layers)) => match layers.into_iter().next_back() {
             Some(last) if last.is_bootstrap() => Ok(Found::Bootstrap(last)),
             _ => bail!(
@@ -109,6 +126,13 @@ pub(super) fn parse(text: &[u8]) -> anyhow::Result<Found> {
         },
         (None, None) => bail!("neither an image manifest nor an index"),
     }
+}
+
+/// The manifests of an index that are worth looking at, the likeliest first.
+pub(super) fn ranked(manifests: &[Descriptor]) -> Vec<&Descriptor> {
+    let mut ranked: Vec<_> = manifests.iter().filter_map(|d| Some((d.rank()?, d))).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, d)| d).collect()
 }
 
 #[cfg(test)]
@@ -125,7 +149,7 @@ mod tests {
             {"digest": hex('d'), "platform": {"os": "linux", "architecture": architecture(), "os.features": [FEATURE]}},
         ]});
         let Found::Manifests(list) = parse(index.to_string().as_bytes()).unwrap() else { panic!() };
-        let order: Vec<_> = list.iter().map(|d| d.digest.clone()).collect();
+        let order: Vec<_> = ranked(&list).iter().map(|d| d.digest.clone()).collect();
         assert_eq!(order, [hex('c'), hex('d'), hex('a')]);
         let manifest = serde_json::json!({"layers": [{"digest": hex('a'), "size": 3},
             {"digest": hex('b'), "size": 4, "annotations": {BOOTSTRAP: "true"}}]});

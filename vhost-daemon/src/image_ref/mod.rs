@@ -4,6 +4,7 @@
 //! (`rafs_net`), serving.
 
 mod bootstrap;
+mod layout;
 mod manifest;
 mod reference;
 
@@ -12,6 +13,7 @@ pub use reference::{Reference, ReferenceError};
 use crate::config::{Backend, Config, Environment};
 use crate::mounts::Storage;
 use anyhow::{Context, bail};
+use layout::{Chosen, Layout};
 use manifest::{Descriptor, Found};
 use rafs::store::{FetchRequest, Priority, Store};
 use rafs_net::{HttpOptions, NetStore, RegistryOptions, fetch_manifest};
@@ -22,6 +24,12 @@ use std::sync::{Arc, mpsc};
 
 /// Largest bootstrap layer, compressed, bytes.
 const LAYER_MAX: u64 = 512 << 20;
+/// Largest manifest or index in a layout, bytes; as large as one that a registry may send.
+const MANIFEST_MAX: u64 = 4 << 20;
+/// Manifests that are looked at for one image.
+const MANIFESTS_MAX: usize = 64;
+/// Indexes inside each other.
+const DEPTH_MAX: u32 = 4;
 
 /// An image that is ready to be mounted.
 #[derive(Clone, Debug)]
@@ -32,38 +40,30 @@ pub struct ResolvedImage {
     pub config: String,
 }
 
-/// Finds an image: a directory with an OCI layout, or a reference to a registry. `config`: the text of a configuration
-/// file for it, which may say everything but host and repository.
+/// Finds an image: in a directory with an OCI layout (`DIR`, `DIR:TAG`, `DIR@sha256:HEX`), or by a reference to a registry.
+/// `config`: the text of a configuration file for it, which may say everything but host and repository.
 ///
 /// # Errors
 ///
 /// What was asked for, where, and what came back.
 pub fn resolve(image: &str, config: Option<&str>, storage: &Storage) -> anyhow::Result<ResolvedImage> {
-    let layout = Path::new(image);
-    if layout.join("index.json").is_file() {
-        return from_layout(layout, config).with_context(|| format!("--image {image}"));
+    if let Some(layout) = Layout::of(image) {
+        return from_layout(&layout, config).with_context(|| format!("--image {image}"));
     }
     let reference: Reference = image.parse().with_context(|| format!("--image {image}"))?;
     from_registry(&reference, config, storage).with_context(|| format!("--image {image}"))
 }
 
-fn from_layout(layout: &Path, config: Option<&str>) -> anyhow::Result<ResolvedImage> {
-    let blobs = layout.join("blobs/sha256");
-    let read = |descriptor: &Descriptor| -> anyhow::Result<Vec<u8>> {
-        let path = blobs.join(descriptor.hex()?);
-        let size = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
-        if size > LAYER_MAX {
-            bail!("{} has {size} bytes, more than a manifest or bootstrap layer may have", path.display());
-        }
-        std::fs::read(&path).with_context(|| path.display().to_string())
+fn from_layout(layout: &Layout<'_>, config: Option<&str>) -> anyhow::Result<ResolvedImage> {
+    let manifest = |descriptor: &Descriptor| layout.read(descriptor, MANIFEST_MAX);
+    let layer = match layout.chosen()? {
+        Chosen::Document(text) => find_layer(&text, manifest)?,
+        Chosen::Manifest(descriptor) => find_layer(&checked(manifest(&descriptor)?, &descriptor)?, manifest)?,
     };
-    let index = layout.join("index.json");
-    let text = std::fs::read(&index).with_context(|| index.display().to_string())?;
-    let layer = find_layer(&text, read)?;
-    let bytes = checked(read(&layer)?, &layer)?;
+    let bytes = checked(layout.read(&layer, LAYER_MAX)?, &layer)?;
     let config = match config {
         Some(text) => text.to_owned(),
-        None => config_json(&json!({"type": "localfs", "localfs": {"dir": blobs}}), &cache_dir()?),
+        None => config_json(&json!({"type": "localfs", "localfs": {"dir": layout.blobs()}}), &cache_dir()?),
     };
     let bootstrap = bootstrap::unpacked(&bytes, &bootstrap_dir(&config)?)?;
     Ok(ResolvedImage { bootstrap, config })
@@ -108,21 +108,44 @@ fn find_layer(
     text: &[u8],
     read: impl Fn(&Descriptor) -> anyhow::Result<Vec<u8>>,
 ) -> anyhow::Result<Descriptor> {
-    let mut last = None;
-    let candidates = match manifest::parse(text)? {
-        Found::Bootstrap(layer) => return Ok(layer),
-        Found::Manifests(list) => list,
-    };
-    for descriptor in &candidates {
-        let bytes = read(descriptor).with_context(|| format!("manifest {}", descriptor.digest))?;
-        let bytes = checked(bytes, descriptor)?;
-        match manifest::parse(&bytes) {
-            Ok(Found::Bootstrap(layer)) => return Ok(layer),
-            Ok(Found::Manifests(_)) => last = Some(anyhow::anyhow!("an index inside an index")),
-            Err(error) => last = Some(error),
+    Search { read, left: MANIFESTS_MAX }.layer(text, 0)
+}
+
+/// A way through indexes.
+struct Search<F> {
+    read: F,
+    /// Manifests that may still be looked at.
+    left: usize,
+}
+
+impl<F: Fn(&Descriptor) -> anyhow::Result<Vec<u8>>> Search<F> {
+    fn layer(&mut self, text: &[u8], depth: u32) -> anyhow::Result<Descriptor> {
+        let manifests = match manifest::parse(text)? {
+            Found::Bootstrap(layer) => return Ok(layer),
+            Found::Manifests(_) if depth >= DEPTH_MAX => {
+                bail!("indexes inside indexes, more than {DEPTH_MAX}")
+            }
+            Found::Manifests(list) => list,
+        };
+        let mut last = None;
+        for descriptor in manifest::ranked(&manifests) {
+            self.left = self
+                .left
+                .checked_sub(1)
+                .with_context(|| format!("none of the first {MANIFESTS_MAX} manifests is a Nydus image's"))?;
+            let bytes = (self.read)(descriptor).with_context(|| format!("manifest {}", descriptor.digest))?;
+            match self.layer(&checked(bytes, descriptor)?, depth + 1) {
+                Ok(layer) => return Ok(layer),
+                Err(error) => last = Some(error),
+            }
         }
+        Err(last.unwrap_or_else(|| {
+            let mut others: Vec<_> = manifests.iter().filter_map(Descriptor::platform).take(20).collect();
+            others.dedup();
+            let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
+            anyhow::anyhow!("there is no image for linux/{}, only for {others}", manifest::architecture())
+        }))
     }
-    Err(last.unwrap_or_else(|| anyhow::anyhow!("no manifest for linux/{}", manifest::architecture())))
 }
 
 fn checked(bytes: Vec<u8>, descriptor: &Descriptor) -> anyhow::Result<Vec<u8>> {

@@ -16,7 +16,7 @@ pub struct Reference {
 /// Why a text is no reference.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} is no image reference such as registry.example.com/library/app:tag, and no directory with an OCI layout"
+    "{0:?} is no image reference such as registry.example.com/library/app:tag, and no directory with an OCI layout (DIR, DIR:TAG or DIR@sha256:..)"
 )]
 pub struct ReferenceError(String);
 

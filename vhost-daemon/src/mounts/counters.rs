@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Kinds of calls, in the order of the contract's arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,15 @@ pub const LATENCY_BOUNDS_US: [u64; CLASSES - 1] = [200, 1_000, 20_000, 50_000, 5
 /// Ring workers that count at the same time without meeting; more of them share.
 const SHARDS: usize = 8;
 
+/// Calls of each kind that are all timed, for each shard.
+const ALL_TIMED: u64 = 64;
+/// Of further ones one in so many is, and counts as many: reading the clock costs a fifth of a GETATTR.
+const TIMED_ONE_IN: u64 = 8;
+
+/// When a call began, if it is timed, and how many it stands for.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing(Option<(Instant, u64)>);
+
 /// The counters of one mount.
 #[derive(Debug, Default)]
 pub struct OpCounters([Shard; SHARDS]);
@@ -71,8 +80,8 @@ struct Shard {
     read_bytes: AtomicU64,
     sizes: [AtomicU64; CLASSES],
     latencies: [AtomicU64; CLASSES],
-    /// Nanoseconds, so that reads of a microsecond add up.
-    read_nanos: AtomicU64,
+    /// Nanoseconds, so that calls of a microsecond add up.
+    nanos: [AtomicU64; OPS],
 }
 
 /// The sum of all shards at one moment.
@@ -88,8 +97,9 @@ pub struct OpTotals {
     pub sizes: [u64; CLASSES],
     /// Reads by latency class.
     pub latencies: [u64; CLASSES],
-    /// What all reads took together, microseconds.
-    pub read_micros: u64,
+    /// What all calls of each kind took together, microseconds. Reads are all timed, of other calls one in eight once there
+    /// were many.
+    pub micros: [u64; OPS],
 }
 
 thread_local! {
@@ -114,13 +124,31 @@ impl OpCounters {
         self.0.get(shard_number()).unwrap_or(&self.0[0])
     }
 
+    /// Begins a call other than READ.
+    #[inline]
+    #[must_use]
+    pub fn begin(&self, op: Op) -> Timing {
+        let before = self.shard().hits.get(op as usize).map_or(0, |hits| hits.load(Ordering::Relaxed));
+        let weight = if before < ALL_TIMED {
+            1
+        } else if before.is_multiple_of(TIMED_ONE_IN) {
+            TIMED_ONE_IN
+        } else {
+            return Timing(None);
+        };
+        Timing(Some((Instant::now(), weight)))
+    }
+
     /// Counts a call that ended.
     #[inline]
-    pub fn count(&self, op: Op, failed: bool) {
+    pub fn count(&self, op: Op, failed: bool, timing: Timing) {
         let shard = self.shard();
         add(shard.hits.get(op as usize), 1);
         if failed {
             add(shard.errors.get(op as usize), 1);
+        }
+        if let Some((start, weight)) = timing.0 {
+            add(shard.nanos.get(op as usize), nanos(start.elapsed()).saturating_mul(weight));
         }
     }
 
@@ -137,29 +165,34 @@ impl OpCounters {
         shard.read_bytes.fetch_add(bytes, Ordering::Relaxed);
         let size = SIZE_BOUNDS.iter().position(|bound| bytes < *bound).unwrap_or(CLASSES - 1);
         add(shard.sizes.get(size), 1);
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = nanos(took);
         let micros = nanos / 1000;
         let latency = LATENCY_BOUNDS_US.iter().position(|bound| micros <= *bound).unwrap_or(CLASSES - 1);
         add(shard.latencies.get(latency), 1);
-        shard.read_nanos.fetch_add(nanos, Ordering::Relaxed);
+        add(shard.nanos.get(Op::Read as usize), nanos);
     }
 
     /// All of it.
     #[must_use]
     pub fn totals(&self) -> OpTotals {
         let mut sum = OpTotals::default();
-        let mut nanos = 0u64;
         for shard in &self.0 {
             merge(&mut sum.hits, &shard.hits);
             merge(&mut sum.errors, &shard.errors);
             merge(&mut sum.sizes, &shard.sizes);
             merge(&mut sum.latencies, &shard.latencies);
             sum.read_bytes = sum.read_bytes.wrapping_add(shard.read_bytes.load(Ordering::Relaxed));
-            nanos = nanos.wrapping_add(shard.read_nanos.load(Ordering::Relaxed));
+            merge(&mut sum.micros, &shard.nanos);
         }
-        sum.read_micros = nanos / 1000;
+        for micros in &mut sum.micros {
+            *micros /= 1000;
+        }
         sum
     }
+}
+
+fn nanos(took: Duration) -> u64 {
+    u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[inline]
@@ -182,16 +215,28 @@ mod tests {
     #[test]
     fn classes_are_those_of_the_contract() {
         let counters = OpCounters::default();
+        let mut timed = Vec::new();
         for (bytes, micros) in [(1023, 200), (1024, 201), (4096, 1_001), (1 << 20, 2_000_001)] {
             counters.read(Some(bytes), Duration::from_micros(micros));
         }
         counters.read(None, Duration::ZERO);
-        counters.count(Op::Lookup, true);
+        for _ in 0..ALL_TIMED + 3 * TIMED_ONE_IN {
+            let timing = counters.begin(Op::Lookup);
+            let stands_for = timing.0.map_or(0, |(_, weight)| weight);
+            timed.push(stands_for);
+            counters.count(Op::Lookup, true, timing);
+        }
+        assert_eq!(
+            timed.iter().sum::<u64>(),
+            ALL_TIMED + 3 * TIMED_ONE_IN,
+            "nothing is counted twice or lost"
+        );
+        assert_eq!(timed.iter().filter(|n| **n > 0).count() as u64, ALL_TIMED + 3);
         let totals = counters.totals();
         assert_eq!(totals.sizes, [1, 1, 1, 0, 0, 0, 0, 1]);
         assert_eq!(totals.latencies, [1, 1, 1, 0, 0, 0, 0, 1]);
-        assert_eq!((totals.hits[4], totals.errors[4], totals.hits[9], totals.errors[9]), (5, 1, 1, 1));
+        assert_eq!((totals.hits[4], totals.errors[4], totals.hits[9], totals.errors[9]), (5, 1, 88, 88));
         assert_eq!(totals.read_bytes, 1023 + 1024 + 4096 + (1 << 20));
-        assert_eq!(totals.read_micros, 200 + 201 + 1_001 + 2_000_001);
+        assert_eq!(totals.micros[4], 200 + 201 + 1_001 + 2_000_001);
     }
 }

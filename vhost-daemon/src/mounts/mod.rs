@@ -24,7 +24,9 @@ mod stores;
 
 pub use attributes::IdShift;
 pub use backend::{Backend, INODE_BITS, INODE_MASK, Place};
-pub use counters::{CLASSES, LATENCY_BOUNDS_US, OP_NAMES, OPS, Op, OpCounters, OpTotals, SIZE_BOUNDS};
+pub use counters::{
+    CLASSES, LATENCY_BOUNDS_US, OP_NAMES, OPS, Op, OpCounters, OpTotals, SIZE_BOUNDS, Timing,
+};
 pub use file_stats::{FileStat, FileStats};
 pub use namespace::{Namespace, NamespaceError};
 #[cfg(feature = "daemon")]

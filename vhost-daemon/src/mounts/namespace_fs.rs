@@ -54,10 +54,12 @@ fn owner(table: &Table, node: u64) -> io::Result<Owner<'_>> {
 }
 
 impl Slot {
-    /// Counts an answer, and keeps ENOSYS from guests that would take it for more than this mount.
+    /// Makes a call and counts it, and keeps ENOSYS from guests that would take it for more than this mount.
     #[inline]
-    fn answered<T>(&self, op: Op, answer: io::Result<T>) -> io::Result<T> {
-        self.counters.count(op, answer.is_err());
+    fn answered<T>(&self, op: Op, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let timing = self.counters.begin(op);
+        let answer = call();
+        self.counters.count(op, answer.is_err(), timing);
         self.softened(answer)
     }
 
@@ -173,10 +175,7 @@ macro_rules! counted {
     ($self:ident, $op:ident, $node:expr, |$slot:ident| $call:expr, |$dir:ident, $table:ident| $pseudo:expr) => {{
         let $table = $self.table.load();
         match owner(&$table, $node)? {
-            Owner::Mount($slot) => {
-                let answer = $call;
-                $slot.answered(Op::$op, answer)
-            }
+            Owner::Mount($slot) => $slot.answered(Op::$op, || $call),
             Owner::Pseudo($dir) => $pseudo,
         }
     }};
@@ -282,11 +281,12 @@ impl GuestFs for Namespace {
         let table = self.table.load();
         match owner(&table, node)? {
             Owner::Mount(slot) => {
-                let answer = slot.fs.file_op(ctx, node, op);
+                let call = || slot.fs.file_op(ctx, node, op);
                 if matches!(op, FileOp::Release { .. }) {
-                    slot.counters.count(Op::Release, answer.is_err());
+                    slot.answered(Op::Release, call)
+                } else {
+                    slot.softened(call())
                 }
-                slot.softened(answer)
             }
             // Nothing is open there, and nothing is to be written.
             Owner::Pseudo(_) => Ok(()),
@@ -352,8 +352,9 @@ impl FileSystem for Namespace {
         if let Ok(Owner::Mount(slot)) = owner(&table, inode)
             && inode != slot.root
         {
-            slot.counters.count(Op::Forget, false);
+            let timing = slot.counters.begin(Op::Forget);
             slot.fs.forget(ctx, inode, count);
+            slot.counters.count(Op::Forget, false, timing);
         }
     }
 

@@ -73,8 +73,6 @@ pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, O
         tracing::warn!("verification is off: {} is served without checking its chunks", bootstrap.display());
     }
     let traces = storage.traces();
-    // As the engine names it.
-    let store = opened.store.identity().unwrap_or_else(|| format!("at {:p}", Arc::as_ptr(&opened.store)));
     let options = ReaderOptions {
         verify: config.verify,
         cache_limit: config.cache.max_bytes,
@@ -85,6 +83,7 @@ pub fn open_rafs(storage: &Storage, source: &RafsSource) -> Result<OpenedRafs, O
         ..ReaderOptions::default()
     };
     let reader = storage.engine().open(image, opened.store, options);
+    let store = reader.store_name().to_owned();
     if opened.local {
         reader.check_blobs().map_err(|e| OpenError::Store(e.into()))?;
     } else {

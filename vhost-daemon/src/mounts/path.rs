@@ -16,7 +16,7 @@ const NAME_MAX: usize = 255;
 pub struct MountPath(String);
 
 /// Why a text is no path of a namespace.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PathError {
     /// Not absolute.

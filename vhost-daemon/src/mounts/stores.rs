@@ -1,11 +1,11 @@
 //! From a configuration to the store it speaks of.
 
 use super::Traces;
-use crate::config::{Backend, LocalFs};
+use crate::config::Backend;
 use anyhow::Context;
 use rafs::reader::{Engine, EngineOptions, ReaderError, ReaderOptions};
-use rafs::store::{LocalDisk, LocalFs as LocalStore, LocalFsOptions, Store};
-use rafs_net::{HttpOptions, NetError, NetRuntime, NetStore};
+use rafs::store::Store;
+use rafs_net::{NetError, NetRuntime, NetStore};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -73,44 +73,15 @@ impl Storage {
 
 /// Opens the store of a configuration.
 pub(super) fn open(backend: &Backend, storage: &Storage) -> anyhow::Result<Opened> {
-    let local = |store: Arc<dyn Store>| Opened {
-        store,
-        net: None,
-        local: true,
-        deadline: ReaderOptions::default().deadline,
-    };
-    Ok(match backend {
-        Backend::LocalFs(LocalFs { dir, blob_file, alt_dirs }) => {
-            let (dir, alt_dirs, blob_file) = (dir.clone(), alt_dirs.clone(), blob_file.clone());
-            local(Arc::new(LocalStore::new(LocalFsOptions { dir, alt_dirs, blob_file })?))
-        }
-        Backend::LocalDisk(disk) => local(Arc::new(LocalDisk::new(&disk.device_path, disk.disable_gpt)?)),
-        Backend::Registry(options, http) => {
-            net(storage, "registry", http, |r| NetStore::registry(r, options, http))?
-        }
-        Backend::S3(options, http) => net(storage, "s3", http, |r| NetStore::s3(r, options, http))?,
-        Backend::Oss(options, http) => net(storage, "oss", http, |r| NetStore::oss(r, options, http))?,
-        Backend::HttpProxy(options, http) => {
-            net(storage, "http-proxy", http, |r| NetStore::http_proxy(r, options, http))?
-        }
-    })
-}
-
-fn net(
-    storage: &Storage,
-    kind: &str,
-    http: &HttpOptions,
-    open: impl FnOnce(&Arc<NetRuntime>) -> Result<NetStore, NetError>,
-) -> anyhow::Result<Opened> {
-    if http.skip_verify {
+    let kind = backend.kind();
+    if backend.http().is_some_and(|http| http.skip_verify) {
         tracing::warn!("skip_verify: certificates of the {kind} backend's servers are not checked");
     }
-    let store = open(&storage.net()?).with_context(|| format!("backend {kind}"))?;
-    let store = Arc::new(store);
+    let opened = backend.open_with(|| storage.net()).with_context(|| format!("backend {kind}"))?;
     Ok(Opened {
-        store: Arc::clone(&store) as Arc<dyn Store>,
-        net: Some(store),
-        local: false,
-        deadline: http.deadline,
+        local: opened.net.is_none(),
+        deadline: backend.http().map_or_else(|| ReaderOptions::default().deadline, |http| http.deadline),
+        store: opened.store,
+        net: opened.net,
     })
 }

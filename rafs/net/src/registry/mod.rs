@@ -102,7 +102,11 @@ impl NetStore {
     }
 }
 
-fn check_auth(auth: &Secret) -> Result<(), NetError> {
+/// Whether these can be credentials of a registry: base64 of `user:password`.
+///
+/// # Errors
+/// They cannot.
+pub fn check_auth(auth: &Secret) -> Result<(), NetError> {
     let plain = STANDARD.decode(auth.expose()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     if plain.is_some_and(|plain| plain.contains(':')) {
         return Ok(());

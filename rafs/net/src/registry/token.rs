@@ -78,7 +78,7 @@ pub(super) async fn fetch(link: &Link, asking: Asking<'_>) -> Result<Token, Fail
     if let Some(Credentials::Identity(refresh)) = asking.credentials {
         params.push(("grant_type", "refresh_token"));
         params.push(("refresh_token", refresh.expose()));
-        return ask(link, post(realm, &params, None)?, false).await.map_err(|f| explain(f, &at));
+        return ask(link, post(realm, &params, None)?, false).await.map_err(|f| explain(f.into(), &at));
     }
     let auth = match asking.credentials {
         Some(Credentials::Basic(auth)) => Some(basic(auth)?),
@@ -86,9 +86,10 @@ pub(super) async fn fetch(link: &Link, asking: Asking<'_>) -> Result<Token, Fail
     };
     if !asking.post_fails {
         match ask(link, post(realm.clone(), &params, auth.as_ref())?, false).await {
+            // Whatever it says to POST, 501 and the like included, it may answer GET.
+            Err(NoToken::Refused(_)) => {}
             // A service that was not reached would not be by GET either.
-            Err(failure) if failure.kind != Kind::Transient => {}
-            result => return result.map_err(|f| explain(f, &at)),
+            result => return result.map_err(|f| explain(f.into(), &at)),
         }
     }
     let mut url = realm;
@@ -97,7 +98,22 @@ pub(super) async fn fetch(link: &Link, asking: Asking<'_>) -> Result<Token, Fail
     url.set_query(Some(&query));
     let mut outgoing = Outgoing::get(url);
     outgoing.headers.extend(auth.map(|auth| (AUTHORIZATION, auth)));
-    ask(link, outgoing, true).await.map_err(|f| explain(f, &at))
+    ask(link, outgoing, true).await.map_err(|f| explain(f.into(), &at))
+}
+
+/// Why there is no token.
+enum NoToken {
+    Unreached(Failure),
+    /// There was an answer, and no token in it.
+    Refused(Failure),
+}
+
+impl From<NoToken> for Failure {
+    fn from(no: NoToken) -> Self {
+        match no {
+            NoToken::Unreached(failure) | NoToken::Refused(failure) => failure,
+        }
+    }
 }
 
 fn explain(failure: Failure, at: &str) -> Failure {
@@ -115,13 +131,19 @@ fn form(params: &[(&str, &str)]) -> String {
     params.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect::<Vec<_>>().join("&")
 }
 
-async fn ask(link: &Link, outgoing: Outgoing, by_get: bool) -> Result<Token, Failure> {
-    let exchange = link.send(outgoing, Route::NoProxy).await?;
+async fn ask(link: &Link, outgoing: Outgoing, by_get: bool) -> Result<Token, NoToken> {
+    let exchange = link.send(outgoing, Route::NoProxy).await.map_err(NoToken::Unreached)?;
     if !exchange.status().is_success() {
-        return Err(exchange.failure());
+        return Err(NoToken::Refused(exchange.failure()));
     }
-    let body = exchange.small_body(ANSWER_MAX).await?;
-    let answer: Answer = serde_json::from_slice(&body)
+    let body = exchange.small_body(ANSWER_MAX).await.map_err(NoToken::Refused)?;
+    let (secret, life) = read(&body).map_err(NoToken::Refused)?;
+    Ok(Token { secret, life, post_fails: by_get })
+}
+
+/// The token in an answer, and its life.
+fn read(body: &[u8]) -> Result<(Secret, Duration), Failure> {
+    let answer: Answer = serde_json::from_slice(body)
         .map_err(|_| Failure::wrong("the answer is not the JSON of a token service"))?;
     let secret = answer
         .token
@@ -133,7 +155,7 @@ async fn ask(link: &Link, outgoing: Outgoing, by_get: bool) -> Result<Token, Fai
         // Negative or absurd: used at once, and asked for again soon.
         Some(seconds) => seconds.as_u64().unwrap_or(1).clamp(1, LIFE_MAX),
     };
-    Ok(Token { secret, life: Duration::from_secs(life), post_fails: by_get })
+    Ok((secret, Duration::from_secs(life)))
 }
 
 #[cfg(test)]

@@ -30,8 +30,8 @@ fn open(options: &RegistryOptions, http: &HttpOptions) -> NetStore {
     NetStore::registry(&runtime(), options, http).unwrap()
 }
 
-fn bearer(life: u64, post: bool) -> Access {
-    Access::Bearer { auth: Some(AUTH.into()), life: Duration::from_secs(life), post }
+fn bearer(life: u64, refuses_post: Option<u16>) -> Access {
+    Access::Bearer { auth: Some(AUTH.into()), life: Duration::from_secs(life), refuses_post }
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn tokens_as_the_reference_gets_them() {
     let server = BlobServer::start(blobs.dir.path()).unwrap();
     let storage = BlobServer::start(blobs.dir.path()).unwrap();
     server.set(|s| {
-        s.access = bearer(300, false);
+        s.access = bearer(300, Some(405));
         s.redirect = Some((storage.url(), Duration::from_secs(100)));
     });
     let store = open(&with_auth(&server.host()), &quick());
@@ -74,11 +74,24 @@ fn tokens_as_the_reference_gets_them() {
 }
 
 #[test]
+fn a_token_service_that_fails_at_post_is_asked_by_get() {
+    let blobs = blobs(1000);
+    for status in [400, 401, 404, 500, 501, 503] {
+        let server = BlobServer::start(blobs.dir.path()).unwrap();
+        server.set(|s| s.access = bearer(300, Some(status)));
+        let store = open(&with_auth(&server.host()), &quick());
+        assert_eq!(fetch(&store, &blobs.id, 0..100).unwrap(), blobs.data[..100], "{status}");
+        let tokens = server.records().iter().filter(|r| r.target.starts_with("/token")).count();
+        assert_eq!(tokens, 2, "one POST, one GET after {status}");
+    }
+}
+
+#[test]
 fn one_token_for_many_requests_and_a_new_one_when_it_is_revoked() {
     let blobs = blobs(10_000);
     let server = BlobServer::start(blobs.dir.path()).unwrap();
     server.set(|s| {
-        s.access = bearer(300, true);
+        s.access = bearer(300, None);
         s.latency = Duration::from_millis(50);
     });
     let store = open(&with_auth(&server.host()), &quick());
@@ -98,7 +111,7 @@ fn one_token_for_many_requests_and_a_new_one_when_it_is_revoked() {
 fn tokens_are_renewed_before_they_end() {
     let blobs = blobs(1000);
     let server = BlobServer::start(blobs.dir.path()).unwrap();
-    server.set(|s| s.access = bearer(2, true));
+    server.set(|s| s.access = bearer(2, None));
     let store = open(&with_auth(&server.host()), &quick());
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(3500) {
@@ -120,7 +133,7 @@ fn wrong_credentials_are_refused_and_not_shown() {
     let blobs = blobs(1000);
     let server = BlobServer::start(blobs.dir.path()).unwrap();
     let wrong = RegistryOptions { auth: Secret::new("dTp3cm9uZw=="), ..at(&server.host()) };
-    for access in [Access::Basic(AUTH.into()), bearer(300, true)] {
+    for access in [Access::Basic(AUTH.into()), bearer(300, None)] {
         server.set(|s| s.access = access);
         for options in [&wrong, &at(&server.host())] {
             let store = open(options, &HttpOptions { retry_limit: 1, ..quick() });
@@ -277,7 +290,7 @@ fn mirrors_of_a_registry() {
     let blobs = blobs(1000);
     let (mirror, origin) =
         (BlobServer::start(blobs.dir.path()).unwrap(), BlobServer::start(blobs.dir.path()).unwrap());
-    origin.set(|s| s.access = bearer(300, true));
+    origin.set(|s| s.access = bearer(300, None));
     let http = HttpOptions { mirrors: vec![rafs_net::MirrorOptions::at(&mirror.url())], ..quick() };
     let store = open(&with_auth(&origin.host()), &http);
     fetch(&store, &blobs.id, 0..10).unwrap();
