@@ -15,6 +15,9 @@ use fuse_backend_rs::api::filesystem::{Context, FsOptions, GetxattrReply, Listxa
 use std::io;
 use std::sync::Arc;
 
+/// Larger reads and listings than any guest agrees on in INIT, bytes: they take their time, and so another thread's.
+const LONG_READ: u32 = 2 << 20;
+
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -110,8 +113,8 @@ impl<F: GuestFs> Server<F> {
             op::READ => self.read(request, reply, may_wait),
             op::LOOKUP => self.lookup(request, reply),
             op::GETATTR => self.getattr(request, reply),
-            op::READDIRPLUS => self.readdirplus(request, reply),
-            op::READDIR => self.readdir(request, reply),
+            op::READDIRPLUS => self.readdirplus(request, reply, may_wait),
+            op::READDIR => self.readdir(request, reply, may_wait),
             op::FORGET | op::BATCH_FORGET => Ok(self.forget(request, reply)),
             op::INTERRUPT => Ok(self.interrupt(request)),
             op::READLINK => self.readlink(request, reply),
@@ -201,6 +204,9 @@ impl<F: GuestFs> Server<F> {
         if reply.capacity() < HEADER {
             return Ok(Answer::Silent);
         }
+        if body.size > LONG_READ && !may_wait {
+            return Ok(Answer::Blocks);
+        }
         let read =
             ReadAt { node: header.nodeid, handle: body.fh, offset: body.offset, size: body.size, may_wait };
         let started = self.fs.start_read(&context(request), &read, reply);
@@ -211,8 +217,11 @@ impl<F: GuestFs> Server<F> {
         }
     }
 
-    fn readdir<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
+    fn readdir<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R, may_wait: bool) -> Handled {
         let body: abi::ReadIn = request.body()?;
+        if body.size > LONG_READ && !may_wait {
+            return Ok(Answer::Blocks);
+        }
         let mut writer = DirentWriter::new(reply, body.size);
         self.fs
             .readdir(
@@ -228,8 +237,11 @@ impl<F: GuestFs> Server<F> {
         Ok(Answer::Ready(reply::header(reply, request.header.unique, HEADER + len)))
     }
 
-    fn readdirplus<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
+    fn readdirplus<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R, may_wait: bool) -> Handled {
         let body: abi::ReadIn = request.body()?;
+        if body.size > LONG_READ && !may_wait {
+            return Ok(Answer::Blocks);
+        }
         let mut writer = DirentWriter::new(reply, body.size);
         self.fs
             .list_plus(&context(request), request.header.nodeid, body.fh, body.offset, &mut writer)
