@@ -39,7 +39,7 @@ const WORTH_WAKING: Duration = Duration::from_micros(20);
 /// Visits over which a worker judges whether it is needed.
 const SPELL: u32 = 64;
 /// How long a worker that is too many sleeps before it ends.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the end of a ring waits for the worker that has it.
 const LEAVE_TIME: Duration = Duration::from_secs(5);
 
@@ -290,7 +290,7 @@ impl Shared {
                     self.next(&mut spell, Some((pick, visit, begun)))
                 }
                 Step::Rest(pick) => {
-                    let more = pick.task.rest();
+                    let more = Hand::rest(&pick);
                     let mut state = self.lock();
                     let after = state.queue.rested(pick, more);
                     self.settled(&after);

@@ -15,6 +15,9 @@ use std::time::Duration;
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(4);
 
+/// Looks in a row at which nobody was left to serve until somebody is hired. Who waits for a moment is not replaced.
+const HIRING: u32 = 3;
+
 /// Watches until the crew ends.
 pub(super) fn run(shared: &Arc<Shared>) {
     let mut last = Look::default();
@@ -29,6 +32,8 @@ struct Look {
     counts: Counts,
     wakes: u64,
     marks: Vec<Mark>,
+    /// Looks in a row at which somebody hung and nobody slept.
+    short: u32,
 }
 
 /// Waits, looks, and does what is to be done. `None` at the end.
@@ -44,7 +49,7 @@ fn look(shared: &Arc<Shared>, last: &Look) -> Option<Look> {
         return None;
     }
     let marks: Vec<Mark> = state.workers.iter().map(|w| w.progress.mark()).collect();
-    let now = Look { counts: state.queue.counts, wakes: state.wakes, marks };
+    let mut now = Look { counts: state.queue.counts, wakes: state.wakes, marks, short: 0 };
     if state.awake == 0 {
         state.stuck = 0;
         state.watching = now.wakes != last.wakes;
@@ -73,6 +78,10 @@ fn look(shared: &Arc<Shared>, last: &Look) -> Option<Look> {
         }
     } else if state.stuck > 0 {
         drop(state);
+        now.short = last.short + 1;
+        if now.short < HIRING {
+            return Some(now);
+        }
         let hanging = suspects.iter().filter(|progress| progress.waits()).count();
         let mut state = shared.lock();
         // Those that run will end some time; whoever waits in the kernel is replaced.
