@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests")]
 
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -15,31 +17,22 @@ use std::time::{Duration, Instant};
 
 use guest_tests::support::api::{call, wait_for_state};
 use guest_tests::support::binaries::ours;
+use guest_tests::support::fuse_mode::{FuseHost, possible};
 use guest_tests::support::image::Image;
 use guest_tests::support::process::Process;
 use guest_tests::support::random::Random;
-use guest_tests::support::supervisor::{Kept, Supervisor};
+use guest_tests::support::supervisor::Kept;
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// When a mount is torn down under a test that hangs.
-const WATCHDOG: Duration = Duration::from_secs(100);
 const FILES: u64 = 4;
 const FILE_SIZE: u64 = 3 << 20;
-
-fn possible() -> bool {
-    let possible = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    if !possible {
-        eprintln!("skipped: no /dev/fuse, or not root");
-    }
-    possible
-}
 
 /// An image, its source, and a place to mount it.
 struct Setting {
     source: TempDir,
     image: Image,
-    dir: TempDir,
+    host: FuseHost,
 }
 
 impl Setting {
@@ -52,32 +45,7 @@ impl Setting {
             fs::write(source.path().join(file.to_string()), data).unwrap();
         }
         let image = Image::build(source.path(), 6, &["--chunk-size", "0x10000"]).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let mountpoint = dir.path().join("mnt");
-        fs::create_dir(&mountpoint).unwrap();
-        // Whoever reads from a mount that nobody serves cannot even be killed. If all else fails, the mount is.
-        std::thread::spawn(move || {
-            std::thread::sleep(WATCHDOG);
-            let flags = rustix::mount::UnmountFlags::FORCE | rustix::mount::UnmountFlags::DETACH;
-            let _ = rustix::mount::unmount(&mountpoint, flags);
-        });
-        Self { source, image, dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn mountpoint(&self) -> PathBuf {
-        self.path("mnt")
-    }
-
-    /// A daemon with its API on `api`.
-    fn start(&self, api: &str, more: &[&str]) -> Process {
-        let mut command = Command::new(ours("rafsd").unwrap());
-        command.arg("--mountpoint").arg(self.mountpoint()).arg("--apisock").arg(self.path(api));
-        command.args(["--log-level", "debug"]).args(more);
-        Process::spawn(&mut command, &self.path(&format!("{api}.log"))).unwrap()
+        Self { source, image, host: FuseHost::new().unwrap() }
     }
 
     fn image_flags(&self) -> [String; 4] {
@@ -90,21 +58,24 @@ impl Setting {
         ]
     }
 
-    fn supervised<'a>(&'a self, supervisor: &'a str) -> Vec<&'a str> {
-        vec!["--id", "d1", "--supervisor", supervisor]
+    /// Mounts something by the API.
+    fn mount(&self, api: &str, path: &str, body: &serde_json::Value) {
+        let path = format!("/api/v1/mount?mountpoint={path}");
+        let (status, answer) = call(&self.path(api), "POST", &path, &body.to_string()).unwrap();
+        assert_eq!(status, 204, "{answer}");
     }
 
-    fn is_mounted(&self) -> bool {
-        let mountpoint = self.mountpoint();
-        let table = fs::read_to_string("/proc/self/mounts").unwrap();
-        table.lines().any(|line| line.split(' ').nth(1) == mountpoint.to_str())
+    fn ends(&self, daemon: &mut Process) {
+        daemon.terminate().unwrap();
+        assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
+        assert!(!self.is_mounted().unwrap());
     }
 }
 
-impl Drop for Setting {
-    fn drop(&mut self) {
-        // What a failed test left.
-        let _ = rustix::mount::unmount(self.mountpoint(), rustix::mount::UnmountFlags::DETACH);
+impl Deref for Setting {
+    type Target = FuseHost;
+    fn deref(&self) -> &FuseHost {
+        &self.host
     }
 }
 
@@ -215,21 +186,6 @@ fn read_and_compare(
     Ok(())
 }
 
-fn put(setting: &Setting, api: &str, path: &str) -> (u16, String) {
-    call(&setting.path(api), "PUT", path, "").unwrap()
-}
-
-fn done(setting: &Setting, api: &str, path: &str) {
-    let (status, body) = put(setting, api, path);
-    assert_eq!((status, body.as_str()), (204, ""), "PUT {path} on {api}");
-}
-
-fn save(setting: &Setting, supervisor: &Supervisor, api: &str) -> Kept {
-    let waiting = supervisor.expect_save().unwrap();
-    done(setting, api, "/api/v1/daemon/fuse/sendfd");
-    waiting.join().unwrap().unwrap()
-}
-
 #[test]
 fn a_mount_starts_and_ends_with_its_daemon() {
     if !possible() {
@@ -238,7 +194,7 @@ fn a_mount_starts_and_ends_with_its_daemon() {
     let setting = Setting::new();
     let flags = setting.image_flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let mut daemon = setting.start("api", &flags);
+    let mut daemon = setting.start("api", &flags).unwrap();
     wait_for_state(&setting.path("api"), "RUNNING").unwrap();
     assert_eq!(
         fs::read(setting.mountpoint().join("0")).unwrap(),
@@ -246,21 +202,21 @@ fn a_mount_starts_and_ends_with_its_daemon() {
     );
     daemon.terminate().unwrap();
     assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
-    assert!(!setting.is_mounted() && !setting.path("api").exists());
+    assert!(!setting.is_mounted().unwrap() && !setting.path("api").exists());
 
     // Unmounted by somebody else, it ends by itself.
-    let mut daemon = setting.start("api", &flags);
+    let mut daemon = setting.start("api", &flags).unwrap();
     wait_for_state(&setting.path("api"), "RUNNING").unwrap();
     rustix::mount::unmount(setting.mountpoint(), rustix::mount::UnmountFlags::empty()).unwrap();
     assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
 
     // In use, it is detached; whoever holds a file hears of the end.
-    let mut daemon = setting.start("api", &flags);
+    let mut daemon = setting.start("api", &flags).unwrap();
     wait_for_state(&setting.path("api"), "RUNNING").unwrap();
     let held = File::open(setting.mountpoint().join("1")).unwrap();
     daemon.terminate().unwrap();
     assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
-    assert!(!setting.is_mounted());
+    assert!(!setting.is_mounted().unwrap());
     drop(held);
 
     // No such directory: one line, and nothing is left.
@@ -277,62 +233,42 @@ fn an_upgrade_under_load_loses_no_request() {
         return;
     }
     let setting = Setting::new();
-    let socket = setting.path("supervisor");
-    let socket_text = socket.to_str().unwrap();
-    let supervisor = Supervisor::new(&socket);
-    let mut old = setting.start("api0", &setting.supervised(socket_text));
+    let mut old = setting.start_supervised("api0", &[]).unwrap();
     wait_for_state(&setting.path("api0"), "RUNNING").unwrap();
     let config = format!(
         r#"{{"device":{{"backend":{{"type":"localfs","config":{{"dir":"{0}"}}}},"cache":{{"type":"blobcache","config":{{"work_dir":"{0}"}}}}}},"mode":"direct"}}"#,
         setting.image.blobs.display()
     );
     for path in ["/s1", "/a/s2"] {
-        let body = serde_json::json!({
-            "fs_type": "rafs", "source": setting.image.bootstrap, "config": config
-        });
-        let (status, answer) = call(
-            &setting.path("api0"),
-            "POST",
-            &format!("/api/v1/mount?mountpoint={path}"),
-            &body.to_string(),
-        )
-        .unwrap();
-        assert_eq!(status, 204, "{answer}");
+        let source = &setting.image.bootstrap;
+        setting.mount(
+            "api0",
+            path,
+            &serde_json::json!({"fs_type": "rafs", "source": source, "config": config}),
+        );
     }
     let mut load = Load::on(&setting, "a/s2");
     load.progress(100);
-    let mut apis = vec!["api0".to_owned()];
+    let inode = || fs::metadata(setting.mountpoint().join("s1/0")).unwrap().ino();
+    let mut from = "api0".to_owned();
     for generation in 1..=3 {
-        let inode =
-            std::os::unix::fs::MetadataExt::ino(&fs::metadata(setting.mountpoint().join("s1/0")).unwrap());
-        let (from, to) = (apis.last().unwrap().clone(), format!("api{generation}"));
-        let kept = save(&setting, &supervisor, &from);
-        let more = [setting.supervised(socket_text), vec!["--upgrade"]].concat();
-        let mut new = setting.start(&to, &more);
-        wait_for_state(&setting.path(&to), "INIT").unwrap();
-        let giving = supervisor.offer(&kept).unwrap();
-        done(&setting, &to, "/api/v1/daemon/fuse/takeover");
-        giving.join().unwrap().unwrap();
-        wait_for_state(&setting.path(&to), "READY").unwrap();
+        let (before, to) = (inode(), format!("api{generation}"));
+        let kept = setting.save(&from).unwrap();
+        let mut new = setting.start_successor(&to, &["--upgrade"]).unwrap();
+        setting.take_over(&to, &kept).unwrap();
         drop(kept);
         load.progress(50);
-        done(&setting, &from, "/api/v1/daemon/exit");
+        setting.done(&from, "/api/v1/daemon/exit").unwrap();
         assert!(old.wait(LIMIT).unwrap().success(), "{}", old.output());
-        assert!(setting.is_mounted());
-        done(&setting, &to, "/api/v1/daemon/start");
-        wait_for_state(&setting.path(&to), "RUNNING").unwrap();
+        assert!(setting.is_mounted().unwrap());
+        setting.serve(&to).unwrap();
         load.progress(100);
-        let now =
-            std::os::unix::fs::MetadataExt::ino(&fs::metadata(setting.mountpoint().join("s1/0")).unwrap());
-        assert_eq!(inode, now, "the inode number changed");
+        assert_eq!(before, inode(), "the inode number changed");
         assert!(new.ended().unwrap().is_none(), "{}", new.output());
-        old = new;
-        apis.push(to);
+        (old, from) = (new, to);
     }
     load.end();
-    old.terminate().unwrap();
-    assert!(old.wait(LIMIT).unwrap().success(), "{}", old.output());
-    assert!(!setting.is_mounted());
+    setting.ends(&mut old);
 }
 
 #[test]
@@ -341,43 +277,70 @@ fn a_killed_daemon_is_replaced_under_load_and_no_request_is_lost() {
         return;
     }
     let setting = Setting::new();
-    let socket = setting.path("supervisor");
-    let socket_text = socket.to_str().unwrap();
-    let supervisor = Supervisor::new(&socket);
-    let image_flags = setting.image_flags();
-    let flags = [setting.supervised(socket_text), image_flags.iter().map(String::as_str).collect()].concat();
-    let daemon = setting.start("api", &flags);
+    let flags = setting.image_flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut daemon = setting.start_supervised("api", &flags).unwrap();
     wait_for_state(&setting.path("api"), "RUNNING").unwrap();
     fs::metadata(setting.mountpoint()).unwrap();
-    let kept = save(&setting, &supervisor, "api");
+    let kept = setting.save("api").unwrap();
     let mut load = Load::on(&setting, "");
-    let mut daemons = vec![daemon];
     for _ in 0..5 {
         load.progress(100);
-        // Dropped is killed, with SIGKILL, in the middle of what it does.
-        daemons.pop();
+        // In the middle of what it does.
+        daemon.kill().unwrap();
         std::thread::sleep(Duration::from_millis(20));
-        assert!(setting.is_mounted());
+        assert!(setting.is_mounted().unwrap());
         // The same command line: it sees what happened and does not mount.
-        let mut new = setting.start("api", &flags);
-        wait_for_state(&setting.path("api"), "INIT").unwrap();
-        let (status, answer) = put(&setting, "api", "/api/v1/daemon/start");
+        daemon = setting.start_successor("api", &flags).unwrap();
+        let (status, answer) = setting.put("api", "/api/v1/daemon/start").unwrap();
         assert_eq!(status, 400, "{answer}");
-        let giving = supervisor.offer(&kept).unwrap();
-        done(&setting, "api", "/api/v1/daemon/fuse/takeover");
-        giving.join().unwrap().unwrap();
-        done(&setting, "api", "/api/v1/daemon/start");
-        wait_for_state(&setting.path("api"), "RUNNING").unwrap();
-        assert!(new.ended().unwrap().is_none(), "{}", new.output());
-        daemons.push(new);
+        setting.take_over("api", &kept).unwrap();
+        setting.serve("api").unwrap();
+        assert!(daemon.ended().unwrap().is_none(), "{}", daemon.output());
     }
     load.progress(100);
     load.end();
-    let mut last = daemons.pop().unwrap();
     drop(kept);
-    last.terminate().unwrap();
-    assert!(last.wait(LIMIT).unwrap().success(), "{}", last.output());
-    assert!(!setting.is_mounted());
+    setting.ends(&mut daemon);
+}
+
+#[test]
+fn a_directory_stays_with_a_daemon_that_lives_and_comes_back_after_a_crash() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let mut old = setting.start_supervised("api0", &["--writable"]).unwrap();
+    wait_for_state(&setting.path("api0"), "RUNNING").unwrap();
+    let shared = setting.source.path();
+    setting.mount(
+        "api0",
+        "/d",
+        &serde_json::json!({"fs_type": "passthrough_fs", "source": shared, "config": ""}),
+    );
+    let file = setting.mountpoint().join("d/new");
+    fs::write(&file, "one").unwrap();
+    let held = File::open(&file).unwrap();
+    let kept = setting.save("api0").unwrap();
+    let mut new = setting.start_successor("api1", &["--writable", "--upgrade"]).unwrap();
+    let (status, answer) = setting.offer("api1", &kept).unwrap();
+    assert!(status == 500 && answer.contains("/d") && answer.contains("unmount"), "{status} {answer}");
+    wait_for_state(&setting.path("api1"), "INIT").unwrap();
+    new.kill().unwrap();
+    // Nothing happened to what the first daemon serves.
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut &held, &mut text).unwrap();
+    assert_eq!(text, "one");
+    drop(held);
+
+    old.kill().unwrap();
+    let mut new = setting.start_successor("api0", &["--writable"]).unwrap();
+    setting.take_over("api0", &kept).unwrap();
+    drop(kept);
+    setting.serve("api0").unwrap();
+    fs::write(&file, "two").unwrap();
+    assert_eq!(fs::read_to_string(shared.join("new")).unwrap(), "two");
+    setting.ends(&mut new);
 }
 
 #[test]
@@ -388,30 +351,25 @@ fn transfers_that_cannot_be_are_errors() {
     let setting = Setting::new();
     let flags = setting.image_flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let socket = setting.path("supervisor");
     {
-        let _daemon = setting.start("api", &flags);
+        let _daemon = setting.start("api", &flags).unwrap();
         wait_for_state(&setting.path("api"), "RUNNING").unwrap();
-        let (status, answer) = put(&setting, "api", "/api/v1/daemon/fuse/sendfd");
+        let (status, answer) = setting.put("api", "/api/v1/daemon/fuse/sendfd").unwrap();
         assert_eq!(status, 500, "no supervisor: {answer}");
-        let (status, answer) = put(&setting, "api", "/api/v1/daemon/fuse/takeover");
+        let (status, answer) = setting.put("api", "/api/v1/daemon/fuse/takeover").unwrap();
         assert_eq!(status, 400, "it runs: {answer}");
         rustix::mount::unmount(setting.mountpoint(), rustix::mount::UnmountFlags::DETACH).unwrap();
     }
     let _ = fs::remove_file(setting.path("api"));
-    let more = [setting.supervised(socket.to_str().unwrap()), vec!["--upgrade"]].concat();
-    let mut daemon = setting.start("api", &more);
-    wait_for_state(&setting.path("api"), "INIT").unwrap();
-    let (status, answer) = put(&setting, "api", "/api/v1/daemon/fuse/takeover");
+    let mut daemon = setting.start_successor("api", &["--upgrade"]).unwrap();
+    let (status, answer) = setting.put("api", "/api/v1/daemon/fuse/takeover").unwrap();
     assert!(status == 500 && answer.contains("NotFound"), "nobody listens: {status} {answer}");
     // A state that is not ours: the daemon says so and waits on.
     let device: std::os::fd::OwnedFd = File::open("/dev/null").unwrap().into();
     for state in [&b"\x01\x00\x64\x86\x84\x19\x10\x07"[..], b"", b"{}", &[b'['; 300_000][..]] {
         let kept = Kept { state: state.to_vec(), device: device.try_clone().unwrap() };
-        let giving = Supervisor::new(&socket).offer(&kept).unwrap();
-        let (status, answer) = put(&setting, "api", "/api/v1/daemon/fuse/takeover");
+        let (status, answer) = setting.offer("api", &kept).unwrap();
         assert_eq!(status, 500, "{answer}");
-        let _ = giving.join().unwrap();
         wait_for_state(&setting.path("api"), "INIT").unwrap();
     }
     daemon.terminate().unwrap();

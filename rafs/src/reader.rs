@@ -249,6 +249,16 @@ impl Reader {
         })
     }
 
+    /// Whether bytes of `runs` stay as they are, so that they may be read without a [`confirm`](Self::confirm)
+    /// afterwards: no cache they are in has a limit, or is written by another image too.
+    #[must_use]
+    pub fn is_steady(&self, runs: &[Run]) -> bool {
+        runs.iter().all(|run| {
+            let access = self.core.blobs.get(run.blob.as_usize()).and_then(|state| state.access());
+            access.is_some_and(|access| access.epoch() == run.epoch && access.is_steady())
+        })
+    }
+
     /// The file that the [`Run`]s of a blob are in. `None` as long as nothing of it was ready.
     #[inline]
     #[must_use]

@@ -44,6 +44,7 @@ impl Mounted {
             writable,
             failover: FailoverPolicy::Resend,
             supervisor: None,
+            upgrade: false,
         };
         let fuse = FuseMount::new(&daemon, options, || {}).unwrap();
         fuse.mount().unwrap();

@@ -1,8 +1,8 @@
 //! `bench-guests`: many guests on one daemon beside one guest with as many requests in flight in all.
 //!
 //! One thread drives all guests and polls, in both columns; each guest has a socket, memory and a ring of its own, on
-//! the same image. CPU time is the daemon's for one operation: what counts on a machine that others use too. Then one
-//! guest beside an API that is kept busy: what of its rate is left when many connections idle and a client asks without end.
+//! the same image. CPU time is the daemon's for one operation: what counts on a machine that others use too. Then one guest
+//! beside an API that is kept busy: what of its rate is left when many connections idle and a client asks without end.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -166,11 +166,12 @@ fn flood(api: &Path, body: &str, over: &AtomicBool) -> Result<usize> {
 fn beside_the_api(
     args: &Args,
     guest: &mut [Guest],
-    (daemon, api): (&Process, &Path),
+    daemon: &Process,
+    api: &Path,
     body: &str,
     random: &mut Random,
 ) -> Result<()> {
-    let depth = args.depths.first().copied().unwrap_or(1);
+    let depth = args.depths.iter().copied().max().unwrap_or(1);
     let idle = (0..args.idle).map(|_| Connection::open(api)).collect::<Result<Vec<_>>>()?;
     let time = Duration::from_millis(args.millis);
     println!(
@@ -273,7 +274,7 @@ fn main() -> Result<()> {
     let config = json!({"device": {"backend": {"type": "localfs", "config": {"dir": image.blobs}},
         "cache": {"type": "blobcache", "config": {"work_dir": image.blobs}}}, "mode": "direct"});
     let body = json!({"source": image.bootstrap, "config": config.to_string()}).to_string();
-    beside_the_api(&args, one, (&daemon, &api), &body, &mut random)?;
+    beside_the_api(&args, one, &daemon, &api, &body, &mut random)?;
     let usage = daemon.usage()?;
     println!("daemon: {} KiB of anonymous memory, {} threads", usage.anon_kib, usage.threads);
     Ok(())

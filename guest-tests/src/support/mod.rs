@@ -3,6 +3,7 @@
 pub mod api;
 pub mod binaries;
 pub mod daemon;
+pub mod fuse_mode;
 pub mod image;
 pub mod process;
 pub mod random;

@@ -228,6 +228,13 @@ impl BlobCache {
         self.views().iter().filter(|view| view.strong_count() > 0).count() > 1
     }
 
+    /// Whether bytes of ready chunks stay as they are: nothing is taken away to keep to a limit, and no other image
+    /// writes the file.
+    #[must_use]
+    pub fn is_steady(&self) -> bool {
+        !self.dir.as_ref().is_some_and(|dir| dir.is_limited()) && !self.is_shared()
+    }
+
     /// Makes a chunk unready for all.
     fn unready(&self, chunk: u32) {
         for view in self.views().iter().filter_map(Weak::upgrade) {

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,6 +28,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub(super) struct Space {
     state: Mutex<State>,
+    /// There is a limit: never unset.
+    limited: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -94,7 +97,13 @@ impl CacheDir {
         let mut state = self.space.state();
         if bytes > 0 && (state.limit == 0 || bytes < state.limit) {
             state.limit = bytes;
+            self.space.limited.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// Whether there is a limit, so that chunks may be taken away.
+    pub(super) fn is_limited(&self) -> bool {
+        self.space.limited.load(Ordering::SeqCst)
     }
 
     /// Has `cache` counted, and chunks of it taken away when room is needed.

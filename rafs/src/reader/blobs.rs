@@ -293,6 +293,15 @@ impl Access {
         }
     }
 
+    /// Whether bytes of ready chunks stay as they are for as long as this is open.
+    pub fn is_steady(&self) -> bool {
+        match &self.kind {
+            Kind::Cache(cache) => cache.is_steady(),
+            Kind::Tar { .. } | Kind::Raw { .. } => true,
+            Kind::Memory => false,
+        }
+    }
+
     /// Number of chunks; 0 where that is not known.
     pub fn chunk_count(&self) -> u32 {
         self.chunk_count

@@ -249,6 +249,7 @@ impl Core {
             blob: chunk.blob,
             chunk: chunk.chunk.0,
             touch,
+            plain: chunk.uncompressed_size,
             missed: false,
             ceiling,
         })

@@ -1,7 +1,7 @@
 //! Which chunk belongs to which directory, and v5's chunks by number: what speculation and traces look up.
 
 use super::core::{Core, Job};
-use super::readahead::{Neighbour, Touch};
+use super::readahead::{First, Neighbour, Touch};
 use super::{blobs::BlobState, blobs::Source, fetch::Planned, flights::Boarded, flights::FlightKey};
 use crate::blob::Unit;
 use crate::ids::{BlobIndex, ChunkIndex, InodeNumber};
@@ -189,25 +189,31 @@ impl Core {
                 }
             }
             let index = self.index.get();
-            let look = |n: u32| {
+            let find = |n: u32| {
                 let chunk = self.chunk_by_index(touched.blob, &source, n)?;
-                let home = index.and_then(|index| index.home(touched.blob, n));
-                let stored = source.unit(&self.image, info, &chunk, n).map_or(0, |unit| unit.stored_size);
-                let absent = self.absent_unit(state, info, &source, &chunk).is_some();
-                Some(Neighbour { plain: chunk.uncompressed_size, stored, home, absent })
+                let unit = source.unit(&self.image, info, &chunk, n).ok()?;
+                Some((chunk, unit))
             };
-            if touched.touch == Touch::Guessed || touched.missed {
-                let stored = look(touched.chunk).map_or(0, |own| own.stored);
+            let look = |n: u32| {
+                let (_, unit) = find(n)?;
+                let home = index.and_then(|index| index.home(touched.blob, n));
+                Some(Neighbour { stored: unit.stored_size, home })
+            };
+            let absent = |n: u32| {
+                find(n).is_some_and(|(chunk, _)| self.absent_unit(state, info, &source, &chunk).is_some())
+            };
+            let first = First {
+                chunk: touched.chunk,
+                touch: touched.touch,
+                missed: touched.missed,
+                goes_on: touched.plain >= self.image.chunk_size(),
+                ceiling: touched.ceiling,
+            };
+            if first.touch == Touch::Guessed || first.missed {
+                let stored = look(first.chunk).map_or(0, |own| own.stored);
                 self.hub.metrics.count(|m| &m.wanted_bytes, stored);
             }
-            let picked = state.ahead.plan(
-                access.chunk_count(),
-                touched.chunk,
-                touched.touch,
-                touched.missed,
-                (touched.ceiling, self.image.chunk_size()),
-                look,
-            );
+            let picked = state.ahead.plan(access.chunk_count(), first, look, absent);
             for n in picked {
                 let Some(chunk) = self.chunk_by_index(touched.blob, &source, n) else { continue };
                 let Some((unit, _)) = self.absent_unit(state, info, &source, &chunk) else { continue };
@@ -226,6 +232,8 @@ pub(super) struct Touched {
     pub blob: BlobIndex,
     pub chunk: u32,
     pub touch: Touch,
+    /// Plain bytes of it.
+    pub plain: u32,
     /// Its reader has to wait for the store.
     pub missed: bool,
     /// Most bytes to fetch beside it.

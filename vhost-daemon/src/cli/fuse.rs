@@ -42,6 +42,7 @@ pub(super) fn run(args: &FuseArgs, ignored: &[String]) -> anyhow::Result<()> {
             FailoverPolicy::Flush => fusedev::FailoverPolicy::Flush,
         },
         supervisor: common.supervisor.clone(),
+        upgrade: common.upgrade,
     };
     // Somebody unmounted it: there is nothing left to do.
     let ended = || {

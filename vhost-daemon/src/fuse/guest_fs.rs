@@ -71,6 +71,13 @@ pub trait ReadIo {
     /// That of preadv(2).
     fn read_wait(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<usize>;
 
+    /// Puts `len` bytes at `offset` of `file` behind what was lent before, as the payload's whole: they are copied from
+    /// the host's page cache when the reply leaves, and not before, so only for files that stay as they are. False where
+    /// the transport has no such way or the bytes are not in memory; then nothing is lent, of earlier calls neither.
+    fn lend(&mut self, _file: BorrowedFd<'_>, _offset: u64, _len: usize) -> bool {
+        false
+    }
+
     /// Fills `len` payload bytes from `at` on with zeros.
     fn zero(&mut self, at: usize, len: usize);
 

@@ -35,6 +35,8 @@ pub struct Server<F> {
     pub(super) fs: Arc<F>,
     session: Session,
     limits: InitLimits,
+    /// A file system without handles answers FLUSH with ENOSYS, which ends them.
+    no_flush: bool,
     log: LogLimit,
 }
 
@@ -54,7 +56,14 @@ impl<F: GuestFs> Server<F> {
     /// A server for one guest.
     #[must_use]
     pub fn new(fs: Arc<F>, limits: InitLimits) -> Self {
-        Self { fs, session: Session::default(), limits, log: LogLimit::default() }
+        Self { fs, session: Session::default(), limits, no_flush: false, log: LogLimit::default() }
+    }
+
+    /// Lets the client know, where no open file needs it, that FLUSH is not wanted: it asks once instead of at each
+    /// close.
+    #[must_use]
+    pub fn without_flush(self) -> Self {
+        Self { no_flush: true, ..self }
     }
 
     /// What was agreed with the guest, for a successor.
@@ -122,6 +131,7 @@ impl<F: GuestFs> Server<F> {
             op::LISTXATTR => self.listxattr(request, reply),
             op::OPEN => self.open(request, reply),
             op::OPENDIR => self.opendir(request, reply),
+            op::FLUSH if self.no_flush && self.fs.stateless_open() => Err(libc::ENOSYS),
             op::RELEASE | op::RELEASEDIR | op::FLUSH | op::FSYNC | op::FSYNCDIR | op::SYNCFS => {
                 self.file_op(request, reply, may_wait)
             }
@@ -204,7 +214,7 @@ impl<F: GuestFs> Server<F> {
         if reply.capacity() < HEADER {
             return Ok(Answer::Silent);
         }
-        if body.size > LONG_READ && !may_wait {
+        if !may_wait && is_long(body.size, reply) {
             return Ok(Answer::Blocks);
         }
         let read =
@@ -219,7 +229,7 @@ impl<F: GuestFs> Server<F> {
 
     fn readdir<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R, may_wait: bool) -> Handled {
         let body: abi::ReadIn = request.body()?;
-        if body.size > LONG_READ && !may_wait {
+        if !may_wait && is_long(body.size, reply) {
             return Ok(Answer::Blocks);
         }
         let mut writer = DirentWriter::new(reply, body.size);
@@ -239,7 +249,7 @@ impl<F: GuestFs> Server<F> {
 
     fn readdirplus<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R, may_wait: bool) -> Handled {
         let body: abi::ReadIn = request.body()?;
-        if body.size > LONG_READ && !may_wait {
+        if !may_wait && is_long(body.size, reply) {
             return Ok(Answer::Blocks);
         }
         let mut writer = DirentWriter::new(reply, body.size);
@@ -286,7 +296,9 @@ impl<F: GuestFs> Server<F> {
         if handle.is_none() && self.fs.stateless_open() && self.session.no_open() {
             return Err(libc::ENOSYS);
         }
-        let (fh, open_flags) = (handle.unwrap_or(0), options.bits());
+        // What has no handle has nothing to flush either.
+        let noflush = if handle.is_none() { abi::fopen::NOFLUSH } else { 0 };
+        let (fh, open_flags) = (handle.unwrap_or(0), options.bits() | noflush);
         Ok(ready(request, reply, &abi::OpenOut { fh, open_flags, backing_id: 0 }))
     }
 
@@ -346,6 +358,11 @@ pub(super) fn ready<R: ReplyBuf, T: zerocopy::IntoBytes + zerocopy::Immutable>(
     payload: &T,
 ) -> Answer {
     Answer::Ready(reply::whole(reply, request.header.unique, payload))
+}
+
+/// Whether a reply of up to `size` bytes is one for a thread of its guest's own.
+fn is_long<R: ReplyBuf>(size: u32, reply: &R) -> bool {
+    size > LONG_READ && reply.capacity() > usize::try_from(LONG_READ).unwrap_or(usize::MAX)
 }
 
 pub(super) fn empty<R: ReplyBuf>(request: &Request<'_>, reply: &mut R) -> Answer {

@@ -3,6 +3,7 @@
 //! Owns: the device's descriptors, buffers, and replies that come later. A reply goes to the descriptor that its
 //! request came from. Does not own: threads.
 
+use super::pages::{self, Lent, Pages};
 use crate::fuse::abi::OutHeader;
 use crate::fuse::{ParkedRead, ReadIo, ReplyBuf};
 use rustix::io::ReadWriteFlags;
@@ -114,6 +115,17 @@ impl Channel {
         }
     }
 
+    /// Writes a reply whose payload is lent. One whose file was cut meanwhile has failed: the kernel answered EIO.
+    fn reply_lent(&self, head: &[u8], payload: &[Lent]) {
+        match pages::send(self.fd.as_fd(), head, payload) {
+            Ok(()) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+            Err(error) => {
+                tracing::warn!("the kernel did not take the bytes of a read ({error}); it gets EIO");
+            }
+        }
+    }
+
     /// Makes the kernel send again every request that was read and not answered.
     ///
     /// # Errors
@@ -149,11 +161,13 @@ impl Channel {
 pub(super) struct Buffers {
     pub(super) request: Vec<u8>,
     reply: Vec<u8>,
+    pages: Arc<Pages>,
+    lent: Vec<Lent>,
 }
 
 impl Buffers {
-    pub(super) fn new() -> Self {
-        Self { request: vec![0; REQUEST_MAX], reply: vec![0; REPLY_MAX] }
+    pub(super) fn new(pages: Arc<Pages>) -> Self {
+        Self { request: vec![0; REQUEST_MAX], reply: vec![0; REPLY_MAX], pages, lent: Vec::new() }
     }
 
     /// A reply to the request whose `len` bytes are in the buffer.
@@ -164,7 +178,23 @@ impl Buffers {
     ) -> (&'a [u8], FuseReply<'a>) {
         let request = self.request.get(..len).unwrap_or_default();
         let unique = request.get(8..16).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
-        (request, FuseReply { channel, unique, request, buf: &mut self.reply })
+        self.lent.clear();
+        let (pages, lent) = (&*self.pages, &mut self.lent);
+        (request, FuseReply { channel, unique, request, buf: &mut self.reply, pages, lent })
+    }
+
+    /// Sends the reply, of which `len` bytes are used; none are for requests without one.
+    pub(super) fn send(&mut self, channel: &Channel, len: usize) {
+        let lent = std::mem::take(&mut self.lent);
+        let head = self.reply.get(..HEADER).unwrap_or_default();
+        // What was lent before an error came up is not sent.
+        if !lent.is_empty() && len == HEADER.saturating_add(pages::total(&lent)) {
+            channel.reply_lent(head, &lent);
+        } else {
+            channel.reply(self.reply(len));
+        }
+        self.lent = lent;
+        self.lent.clear();
     }
 
     /// The first bytes of the reply.
@@ -179,6 +209,8 @@ pub(super) struct FuseReply<'a> {
     unique: u64,
     request: &'a [u8],
     buf: &'a mut Vec<u8>,
+    pages: &'a Pages,
+    lent: &'a mut Vec<Lent>,
 }
 
 impl FuseReply<'_> {
@@ -214,6 +246,14 @@ impl ReadIo for FuseReply<'_> {
 
     fn read_wait(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<usize> {
         pread(self.payload(at, len), file, offset, ReadWriteFlags::empty())
+    }
+
+    fn lend(&mut self, file: BorrowedFd<'_>, offset: u64, len: usize) -> bool {
+        let lent = self.pages.lend(self.lent, file, offset, len);
+        if !lent {
+            self.lent.clear();
+        }
+        lent
     }
 
     fn zero(&mut self, at: usize, len: usize) {

@@ -7,6 +7,7 @@
 mod channel;
 mod handover;
 mod kernel_mount;
+mod pages;
 mod saved;
 mod session;
 mod sys;

@@ -77,6 +77,12 @@ impl Saved {
         Agreed { no_open: self.no_open, no_opendir: self.no_opendir }
     }
 
+    /// Paths of directories that are passed through: nodes and open files of those end with their daemon.
+    pub(super) fn passed_through(&self) -> impl Iterator<Item = &str> {
+        let all = self.mounts.iter();
+        all.filter(|mount| mount.fs_type == FsKind::Passthrough.name()).map(|mount| mount.path.as_str())
+    }
+
     pub(super) fn encode(&self) -> Result<Vec<u8>, SavedError> {
         serde_json::to_vec(self).map_err(|e| SavedError::Form(e.to_string()))
     }
@@ -162,6 +168,7 @@ mod tests {
         let back = Saved::decode(&saved.encode().unwrap()).unwrap();
         assert_eq!(back, saved);
         assert_eq!(back.agreed(), agreed);
+        assert_eq!(back.passed_through().count(), 0, "an image has nothing that is lost");
         let (request, index, generation) = back.mounts[0].request().unwrap();
         assert_eq!((request.path.as_str(), request.kind, index, generation), ("/a/b", FsKind::Rafs, 7, 9));
         assert!(matches!(request.config, MountConfig::Text(text) if text == "{\"device\":1}"));

@@ -4,6 +4,7 @@
 //! (`channel`), mounting.
 
 use super::channel::{Buffers, Channel, Later, Received, channels};
+use super::pages::Pages;
 use crate::daemon::Inflight;
 use crate::fuse::abi::op;
 use crate::fuse::{GuestFs, Outcome, Server};
@@ -18,6 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long a stop waits for replies that are still to come.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// `FUSE_UNIQUE_RESEND`: bit of the id of a request that comes a second time.
+const UNIQUE_RESENT: u64 = 1 << 63;
 
 /// The request that a thread has in hand: opcode 0 is none.
 #[derive(Debug, Default)]
@@ -44,6 +47,7 @@ pub(super) struct Session {
     shared: Arc<Shared>,
     later: Arc<Later>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    pages: Arc<Pages>,
 }
 
 impl std::fmt::Debug for Session {
@@ -61,6 +65,8 @@ pub(super) struct Serving<'a, F> {
     pub(super) shared: bool,
     /// INIT has come and gone with a predecessor.
     pub(super) initialized: bool,
+    /// Requests that the kernel sends again get ECONNABORTED.
+    pub(super) fail_resent: bool,
     /// Called once when the kernel has agreed on a session, with the agreement made here.
     pub(super) on_init: Arc<dyn Fn() + Send + Sync>,
     /// Called once when the mount is gone, whoever unmounted it.
@@ -84,12 +90,16 @@ impl Session {
             in_hand,
             ..Shared::default()
         });
-        let session = Self { shared: Arc::clone(&shared), later, threads: Mutex::default() };
+        let pages = Arc::new(Pages::default());
+        let session =
+            Self { shared: Arc::clone(&shared), later, threads: Mutex::default(), pages: Arc::clone(&pages) };
         for (at, channel) in channels.into_iter().enumerate() {
             let worker = Worker {
                 at,
                 channel,
                 shared: Arc::clone(&shared),
+                pages: Arc::clone(&pages),
+                fail_resent: serving.fail_resent,
                 server: Arc::clone(serving.server),
                 on_init: Arc::clone(&serving.on_init),
                 on_end: Arc::clone(&serving.on_end),
@@ -136,6 +146,11 @@ impl Session {
         }
     }
 
+    /// Lets go of files that reads came from: some of them may be of no use any more.
+    pub(super) fn forget_files(&self) {
+        self.pages.clear();
+    }
+
     /// Requests that threads have in hand.
     pub(super) fn inflight(&self) -> Vec<Inflight> {
         let all = self.shared.in_hand.iter().filter_map(|hand| {
@@ -156,6 +171,8 @@ struct Worker<F> {
     at: usize,
     channel: Arc<Channel>,
     shared: Arc<Shared>,
+    pages: Arc<Pages>,
+    fail_resent: bool,
     server: Arc<Server<F>>,
     on_init: Arc<dyn Fn() + Send + Sync>,
     on_end: Arc<dyn Fn() + Send + Sync>,
@@ -163,7 +180,7 @@ struct Worker<F> {
 
 impl<F: GuestFs> Worker<F> {
     fn run(&self) {
-        let mut buffers = Buffers::new();
+        let mut buffers = Buffers::new(Arc::clone(&self.pages));
         let unmounted = loop {
             if self.shared.stopping.load(Ordering::Acquire) {
                 break false;
@@ -198,7 +215,11 @@ impl<F: GuestFs> Worker<F> {
             hand.since.store(seconds(), Ordering::Relaxed);
             hand.opcode.store(opcode.into(), Ordering::Release);
         }
-        let handled = catch_unwind(AssertUnwindSafe(|| self.server.handle_waiting(request, len, &mut reply)));
+        let handled = if self.fail_resent && long(8) & UNIQUE_RESENT != 0 {
+            Ok(Outcome::Replied(reply.error(libc::ECONNABORTED)))
+        } else {
+            catch_unwind(AssertUnwindSafe(|| self.server.handle_waiting(request, len, &mut reply)))
+        };
         let used = match handled {
             Ok(Outcome::Replied(used)) => used,
             Ok(Outcome::Parked | Outcome::Blocks) => 0,
@@ -207,9 +228,8 @@ impl<F: GuestFs> Worker<F> {
                 reply.error(libc::EIO)
             }
         };
-        let bytes = buffers.reply(used);
-        let agreed = opcode == op::INIT && bytes.get(4..8) == Some(&[0; 4]);
-        self.channel.reply(bytes);
+        let agreed = opcode == op::INIT && buffers.reply(used).get(4..8) == Some(&[0; 4]);
+        buffers.send(&self.channel, used);
         if let Some(hand) = hand {
             hand.opcode.store(0, Ordering::Release);
         }

@@ -41,6 +41,8 @@ pub struct FuseOptions {
     pub failover: FailoverPolicy,
     /// Where state and device are handed over.
     pub supervisor: Option<PathBuf>,
+    /// The predecessor lives: what cannot be taken over from it stays with it.
+    pub upgrade: bool,
 }
 
 /// A namespace mounted on this host.
@@ -81,7 +83,7 @@ impl FuseMount {
         let mountpoint = kernel_mount::resolve(&options.mountpoint)?;
         let namespace = daemon.open_view(ViewSpec::default())?;
         let limits = InitLimits { request_queues: 1, flags: init_flag::HAS_RESEND };
-        let server = Arc::new(Server::new(Arc::clone(&namespace), limits));
+        let server = Arc::new(Server::new(Arc::clone(&namespace), limits).without_flush());
         Ok(Arc::new(Self {
             options,
             mountpoint,
@@ -108,7 +110,7 @@ impl FuseMount {
         let mut state = self.state();
         state.connection = kernel_mount::connection(&self.mountpoint);
         let device = Arc::new(device);
-        match self.serve(&device, false, state.connection) {
+        match self.serve(&device, false, false, state.connection) {
             Ok(session) => {
                 state.session = Some(session);
                 state.device = Some(device);
@@ -126,6 +128,7 @@ impl FuseMount {
         &self,
         device: &Arc<OwnedFd>,
         initialized: bool,
+        fail_resent: bool,
         connection: Option<u32>,
     ) -> std::io::Result<Session> {
         let on_init = move || {
@@ -139,6 +142,7 @@ impl FuseMount {
             threads: self.options.threads,
             shared: self.options.supervisor.is_some(),
             initialized,
+            fail_resent,
             on_init: Arc::new(on_init),
             on_end: Arc::clone(&self.on_end),
         })
@@ -218,23 +222,26 @@ impl FuseMount {
         Ok(())
     }
 
-    /// Does with requests on their way what was asked for.
-    fn fail_over(&self, device: &OwnedFd, connection: Option<u32>) {
+    /// Does with requests on their way what was asked for. True: they come again, and are to fail.
+    fn fail_over(&self, device: &OwnedFd, connection: Option<u32>) -> bool {
         let control = |file| {
             let connection = connection.ok_or(std::io::ErrorKind::NotFound)?;
             kernel_mount::control(connection, file)
         };
+        let resend = || Channel::resend(device.as_fd()).or_else(|_| control("resend"));
         let done = match self.options.failover {
-            FailoverPolicy::None => Ok(()),
-            FailoverPolicy::Resend => Channel::resend(device.as_fd()).or_else(|_| control("resend")),
-            FailoverPolicy::Flush => control("flush"),
+            FailoverPolicy::None => Ok(false),
+            FailoverPolicy::Resend => resend().map(|()| false),
+            // Only some kernels fail them for us.
+            FailoverPolicy::Flush => control("flush").map(|()| false).or_else(|_| resend().map(|()| true)),
         };
-        if let Err(error) = done {
+        done.unwrap_or_else(|error| {
             tracing::warn!(
                 "the kernel cannot {:?} the requests that were on their way ({error}); whoever made them waits",
                 self.options.failover
             );
-        }
+            false
+        })
     }
 }
 
@@ -246,8 +253,9 @@ impl Transport for FuseMount {
         }
         let device = state.device.clone().ok_or(DaemonError::NotReady)?;
         // First: what these threads read must not be sent a second time.
-        self.fail_over(&device, state.connection);
-        state.session = Some(self.serve(&device, true, state.connection).map_err(DaemonError::Thread)?);
+        let fail_resent = self.fail_over(&device, state.connection);
+        let session = self.serve(&device, true, fail_resent, state.connection);
+        state.session = Some(session.map_err(DaemonError::Thread)?);
         tracing::info!("serving {}", self.mountpoint.display());
         Ok(())
     }
@@ -277,6 +285,16 @@ impl Transport for FuseMount {
         let supervisor = self.supervisor()?;
         let (saved, device) = handover::receive(supervisor).map_err(|e| supervisor_error(supervisor, &e))?;
         let saved = Saved::decode(&saved).map_err(|e| DaemonError::Upgrade(e.to_string()))?;
+        if let Some(path) = saved.passed_through().next() {
+            if self.options.upgrade {
+                return Err(DaemonError::Upgrade(format!(
+                    "the directory passed through at {path} cannot be taken over from a daemon that lives: files that \
+                     are open there would be lost. Let that daemon serve on, or unmount the directory and save its \
+                     state again first"
+                )));
+            }
+            tracing::warn!("files that were open below {path}, a directory passed through, get ESTALE");
+        }
         self.restore(&saved)?;
         let mut state = self.state();
         state.device = Some(Arc::new(device));
@@ -291,7 +309,14 @@ impl Transport for FuseMount {
 
     /// Lets the kernel drop what it kept of names and files below `path`.
     fn unmounted(&self, path: &MountPath) {
-        let Some(device) = self.state().device.clone() else { return };
+        let device = {
+            let state = self.state();
+            if let Some(session) = &state.session {
+                session.forget_files();
+            }
+            state.device.clone()
+        };
+        let Some(device) = device else { return };
         let ctx = Context { uid: 0, gid: 0, pid: 0 };
         let mut node = crate::fuse::abi::ROOT_NODE;
         let mut names = path.as_str().split('/').filter(|name| !name.is_empty()).peekable();

@@ -252,7 +252,7 @@ impl GuestFs for Namespace {
     fn wanted_flags(&self) -> u64 {
         let table = self.table.load();
         let wanted = table.all().fold(0, |flags, slot| flags | slot.fs.wanted_flags());
-        let later = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS;
+        let later = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS | init_flag::POSIX_LOCKS;
         if self.stateless_open() { wanted } else { wanted | later }
     }
 

@@ -7,7 +7,10 @@ use super::attributes::{BLOCK_SIZE, IdShift, Nodes, entry_type};
 use super::backend::{Backend, Place};
 use super::counters::OpCounters;
 use super::file_stats::FileStats;
-use crate::fuse::{GuestFs, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart};
+use crate::fuse::abi::FileLock;
+use crate::fuse::{
+    GuestFs, LockReply, LockRequest, LockVerb, PlusEntry, PlusSink, ReadAt, ReadIo, ReadStart,
+};
 use crate::log_limit::LogLimit;
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
@@ -251,6 +254,22 @@ impl GuestFs for RafsMount {
 
     fn stateless_open(&self) -> bool {
         true
+    }
+
+    /// Asked only where a directory is passed through beside the image. Nobody can open a file of an image for writing,
+    /// so there are read locks alone, and none of those is in another's way.
+    fn lock(&self, _ctx: &Context, lock: &LockRequest, _io: &mut dyn ReadIo) -> io::Result<LockReply> {
+        self.inode(lock.node)?;
+        match (lock.verb, i32::try_from(lock.lock.kind)) {
+            _ if lock.flock => Err(os(libc::ENOSYS)),
+            (LockVerb::Get, _) => {
+                let kind = libc::F_UNLCK.cast_unsigned();
+                Ok(LockReply::Holder(FileLock { start: 0, end: 0, kind, pid: 0 }))
+            }
+            (_, Ok(libc::F_RDLCK | libc::F_UNLCK)) => Ok(LockReply::Done),
+            (_, Ok(libc::F_WRLCK)) => Err(os(libc::EBADF)),
+            _ => Err(os(libc::EINVAL)),
+        }
     }
 }
 

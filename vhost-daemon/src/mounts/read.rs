@@ -17,6 +17,9 @@ use std::time::Instant;
 
 /// Largest READ, bytes. INIT agrees on 1 MiB; a guest that asks for more than this made it up.
 const READ_MAX: u64 = 16 << 20;
+/// Smallest run that is lent to the transport instead of copied to it, bytes: below that the bookkeeping costs more
+/// than the copy.
+const LEND_MIN: u32 = 32 << 10;
 
 thread_local! {
     /// The runs of one read; kept per ring worker so that a hot read allocates nothing.
@@ -70,10 +73,24 @@ impl RafsMount {
 
     /// Reads runs in place. `None` when a part of them is not in memory, or no longer there: then the whole read is parked.
     fn read_runs(&self, runs: &[Run], io: &mut dyn ReadIo) -> io::Result<Option<usize>> {
+        let file = |run: &Run| self.shared.reader.file(run.blob).ok_or_else(|| os(libc::EIO));
+        if runs.iter().all(|run| run.len >= LEND_MIN) && self.shared.reader.is_steady(runs) {
+            let mut lent = 0;
+            for run in runs {
+                if !io.lend(file(run)?, run.offset, run.len as usize) {
+                    lent = 0;
+                    break;
+                }
+                lent += run.len as usize;
+            }
+            if lent > 0 {
+                return Ok(Some(lent));
+            }
+        }
         let mut at = 0;
         for run in runs {
             let len = run.len as usize;
-            let file = self.shared.reader.file(run.blob).ok_or_else(|| os(libc::EIO))?;
+            let file = file(run)?;
             if io.read_nowait(at, file, run.offset, len)? < len {
                 return Ok(None);
             }

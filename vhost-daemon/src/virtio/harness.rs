@@ -228,6 +228,17 @@ impl<F: GuestFs + 'static> Harness<F> {
         let len = u32::from_le_bytes([a, b, c, d]);
         (len, i32::from_le_bytes([e, f, g, h]), u64::from_le_bytes(unique))
     }
+
+    /// The first `len` bytes of the reply of place `slot`, its header included.
+    #[must_use]
+    pub fn reply_bytes(&self, slot: u16, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len.min(usize::try_from(REPLY_ROOM).unwrap_or(0))];
+        let at = GuestAddress(REPLIES + u64::from(slot) * REPLY_ROOM);
+        match self.memory.read_slice(&mut bytes, at) {
+            Ok(()) => bytes,
+            Err(_) => Vec::new(),
+        }
+    }
 }
 
 /// The worker of a [`Harness`].

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 /// How long a thread waits for more: a daemon may have many guests, of which few write.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_millis(250);
 
 /// Something to run.
 pub(super) type Job = Box<dyn FnOnce() + Send>;

@@ -53,9 +53,12 @@ pub struct PassthroughOptions {
     pub place: Place,
     /// How long guests may keep names and attributes. The host may change files too, so short.
     pub timeout: Duration,
-    /// Whether locks are taken on the host, where other guests and the host see them. If not, a guest's locks are its
-    /// own: its kernel does not ask.
-    pub shared_locks: bool,
+    /// Whether POSIX locks (fcntl(2)) are taken on the host, where other guests and the host see them. If not, a
+    /// guest's locks are its own: its kernel does not ask.
+    pub posix_locks: bool,
+    /// The same for locks of flock(2). The kernel asks for those of every mount of a connection, and an image, which
+    /// has no open files, cannot tell who asks: so not where both are shown.
+    pub flocks: bool,
     /// Whether mounts below the directory are told to the guest as such (device numbers of their own).
     pub announce_submounts: bool,
     /// Descriptors that nodes may hold before they are held by file handles.
@@ -67,7 +70,8 @@ impl Default for PassthroughOptions {
         Self {
             place: Place { index: 1, generation: 0, at_root: true },
             timeout: Duration::from_secs(1),
-            shared_locks: false,
+            posix_locks: true,
+            flocks: false,
             announce_submounts: true,
             fd_budget: FD_BUDGET,
         }
@@ -306,8 +310,11 @@ impl GuestFs for Passthrough {
 
     fn wanted_flags(&self) -> u64 {
         let mut flags = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS;
-        if self.options.shared_locks {
-            flags |= init_flag::POSIX_LOCKS | init_flag::FLOCK_LOCKS;
+        if self.options.posix_locks {
+            flags |= init_flag::POSIX_LOCKS;
+        }
+        if self.options.flocks {
+            flags |= init_flag::FLOCK_LOCKS;
         }
         flags
     }
