@@ -11,6 +11,7 @@ FUZZ_SECONDS ?= 30
 DEMO_DIR ?=
 PEER_DIR := target/peer
 S3_DIR := target/s3
+BOOT_DIR := target/boot
 # What one build of the whole workspace leaves. Tests and the demo take the programs from there: cargo would build some
 # dependencies again for fewer crates, with fewer features.
 BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
@@ -76,6 +77,13 @@ bench: deps bench-peer ## Cost of a request, rafsd beside virtiofsd end to end, 
 	target/release/bench-guests
 	target/release/bench-fuse
 	target/release/bench-cold
+	[ ! -s $(BOOT_DIR)/opens ] || target/release/bench-store --root $(BOOT_DIR)/root --opens $(BOOT_DIR)/opens
+
+.PHONY: bench-boot
+bench-boot: deps ## Blobs 20 ms and 100 Mbit/s away: first boot, boot with a trace, image order (root, debootstrap, strace)
+	[ -s $(BOOT_DIR)/opens ] || { mkdir -p $(BOOT_DIR) && guest-tests/guest/boot-files.sh $(BOOT_DIR)/root $(BOOT_DIR)/opens; }
+	$(CARGO) build --release -q -p rafsd -p rafs-builder -p guest-tests
+	target/release/bench-store --root $(BOOT_DIR)/root --opens $(BOOT_DIR)/opens
 
 .PHONY: bench-peer
 bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
