@@ -475,10 +475,8 @@ impl Core {
         }
         for piece in pieces {
             match piece.core() {
-                // The store is the same for all; what it holds may mean something else to another image.
-                Some(other) if !Arc::ptr_eq(other, self) && !matches!(error, ReadError::Store(_)) => {
-                    Arc::clone(other).adopt(piece, None);
-                }
+                // Another image has to ask for itself: it may know better what to ask for.
+                Some(other) if !Arc::ptr_eq(other, self) => Arc::clone(other).adopt(piece, None),
                 _ => piece.fail(error.clone()),
             }
         }

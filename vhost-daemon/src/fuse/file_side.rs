@@ -15,6 +15,9 @@ use zerocopy::FromBytes;
 const HEADER: usize = size_of::<abi::InHeader>();
 /// `STATX_BASIC_STATS`.
 const BASIC_STATS: u32 = 0x7ff;
+/// Most nodes of one BATCH_FORGET: 1 MiB of them, which is as much as a request of Linux can have. What a guest says
+/// beyond is not looked at, since it could say it without end.
+const FORGETS_MAX: usize = 65_536;
 
 impl<F: GuestFs> Server<F> {
     /// FORGET and BATCH_FORGET, which have no reply whatever they say.
@@ -29,7 +32,7 @@ impl<F: GuestFs> Server<F> {
         let Ok(body) = request.body::<abi::BatchForgetIn>() else { return Answer::Silent };
         let mut at = HEADER + size_of::<abi::BatchForgetIn>();
         let mut buf = [0; 64 * size_of::<abi::ForgetOne>()];
-        let mut left = usize::try_from(body.count).unwrap_or(usize::MAX);
+        let mut left = usize::try_from(body.count).unwrap_or(usize::MAX).min(FORGETS_MAX);
         while left > 0 {
             let wanted = left.saturating_mul(size_of::<abi::ForgetOne>()).min(buf.len());
             let Some(part) = buf.get_mut(..wanted) else { break };

@@ -15,6 +15,9 @@ use fuse_backend_rs::api::filesystem::{Context, FsOptions, GetxattrReply, Listxa
 use std::io;
 use std::sync::Arc;
 
+/// Larger reads and listings than any guest agrees on in INIT, bytes: they take their time, and so another thread's.
+const LONG_READ: u32 = 2 << 20;
+
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -119,8 +122,8 @@ impl<F: GuestFs> Server<F> {
             op::READ => self.read(request, reply, may_wait),
             op::LOOKUP => self.lookup(request, reply),
             op::GETATTR => self.getattr(request, reply),
-            op::READDIRPLUS => self.readdirplus(request, reply),
-            op::READDIR => self.readdir(request, reply),
+            op::READDIRPLUS => self.readdirplus(request, reply, may_wait),
+            op::READDIR => self.readdir(request, reply, may_wait),
             op::FORGET | op::BATCH_FORGET => Ok(self.forget(request, reply)),
             op::INTERRUPT => Ok(self.interrupt(request)),
             op::READLINK => self.readlink(request, reply),
@@ -211,6 +214,9 @@ impl<F: GuestFs> Server<F> {
         if reply.capacity() < HEADER {
             return Ok(Answer::Silent);
         }
+        if !may_wait && is_long(body.size, reply) {
+            return Ok(Answer::Blocks);
+        }
         let read =
             ReadAt { node: header.nodeid, handle: body.fh, offset: body.offset, size: body.size, may_wait };
         let started = self.fs.start_read(&context(request), &read, reply);
@@ -221,8 +227,11 @@ impl<F: GuestFs> Server<F> {
         }
     }
 
-    fn readdir<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
+    fn readdir<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R, may_wait: bool) -> Handled {
         let body: abi::ReadIn = request.body()?;
+        if !may_wait && is_long(body.size, reply) {
+            return Ok(Answer::Blocks);
+        }
         let mut writer = DirentWriter::new(reply, body.size);
         self.fs
             .readdir(
@@ -238,8 +247,11 @@ impl<F: GuestFs> Server<F> {
         Ok(Answer::Ready(reply::header(reply, request.header.unique, HEADER + len)))
     }
 
-    fn readdirplus<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
+    fn readdirplus<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R, may_wait: bool) -> Handled {
         let body: abi::ReadIn = request.body()?;
+        if !may_wait && is_long(body.size, reply) {
+            return Ok(Answer::Blocks);
+        }
         let mut writer = DirentWriter::new(reply, body.size);
         self.fs
             .list_plus(&context(request), request.header.nodeid, body.fh, body.offset, &mut writer)
@@ -346,6 +358,11 @@ pub(super) fn ready<R: ReplyBuf, T: zerocopy::IntoBytes + zerocopy::Immutable>(
     payload: &T,
 ) -> Answer {
     Answer::Ready(reply::whole(reply, request.header.unique, payload))
+}
+
+/// Whether a reply of up to `size` bytes is one for a thread of its guest's own.
+fn is_long<R: ReplyBuf>(size: u32, reply: &R) -> bool {
+    size > LONG_READ && reply.capacity() > usize::try_from(LONG_READ).unwrap_or(usize::MAX)
 }
 
 pub(super) fn empty<R: ReplyBuf>(request: &Request<'_>, reply: &mut R) -> Answer {

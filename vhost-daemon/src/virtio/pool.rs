@@ -7,6 +7,10 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
+
+/// How long a thread waits for more: a daemon may have many guests, of which few write.
+const IDLE: Duration = Duration::from_millis(250);
 
 /// Something to run.
 pub(super) type Job = Box<dyn FnOnce() + Send>;
@@ -85,8 +89,13 @@ impl Pool {
                 return;
             }
             state.idle += 1;
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let (next, waited) = self.wake.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = next;
             state.idle -= 1;
+            if waited.timed_out() && state.jobs.is_empty() {
+                state.threads -= 1;
+                return;
+            }
         }
     }
 }

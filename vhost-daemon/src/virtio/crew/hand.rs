@@ -100,6 +100,11 @@ impl Hand {
         visit
     }
 
+    /// Puts a ring to rest; returns whether it has something to do already.
+    pub(super) fn rest(pick: &Pick) -> bool {
+        catch_unwind(AssertUnwindSafe(|| pick.task.rest())).unwrap_or(false)
+    }
+
     /// Called before each request.
     pub(in crate::virtio) fn step(&self) {
         self.progress.step();

@@ -30,12 +30,16 @@ use std::time::{Duration, Instant};
 const EVENTS: usize = 32;
 /// The bell's key; no ring gets it while there are fewer than 2^32 of them.
 const BELL: u64 = u64::MAX;
-/// Visits after which kicks are looked for where nobody sleeps on them.
+/// Visits after which kicks are looked for where nobody sleeps on them, and the clock is.
 const VISITS_BETWEEN_LOOKS: u32 = 16;
+/// The same for visits that took their time.
+const TIME_BETWEEN_LOOKS: Duration = Duration::from_micros(20);
+/// Visits that take longer are worth waking another worker for each, shorter ones are not.
+const WORTH_WAKING: Duration = Duration::from_micros(20);
 /// Visits over which a worker judges whether it is needed.
 const SPELL: u32 = 64;
 /// How long a worker that is too many sleeps before it ends.
-const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the end of a ring waits for the worker that has it.
 const LEAVE_TIME: Duration = Duration::from_secs(5);
 
@@ -76,6 +80,8 @@ struct Shared {
     left: Condvar,
     /// The watcher has something to watch, or is to end.
     watch: Condvar,
+    /// A worker on the bench is wanted.
+    bench: Condvar,
 }
 
 #[derive(Default)]
@@ -84,8 +90,14 @@ struct State {
     workers: Vec<Worker>,
     /// Workers that do not sleep.
     awake: usize,
+    /// Workers on the bench: asleep, but not for kicks.
+    benched: usize,
+    /// How many of those are to get up.
+    wanted: usize,
     /// Workers that did not get on when the watcher looked last.
     stuck: usize,
+    /// How long a visit takes, smoothed.
+    visit_time: Duration,
     /// Times that a worker woke.
     wakes: u64,
     watcher: bool,
@@ -104,10 +116,12 @@ enum Step {
     Rest(Pick),
     /// Look for kicks without sleeping.
     Look,
-    /// Sleep; if it is one too many, not for ever.
+    /// Sleep until a kick; if it is one too many, not for ever.
     Sleep {
         surplus: bool,
     },
+    /// Sleep until others cannot do without.
+    Bench,
     End,
 }
 
@@ -117,13 +131,31 @@ struct Spell {
     visits: u32,
     empty: u32,
     since_look: u32,
+    looked: Option<Instant>,
+    /// Visits in all.
+    all: u32,
 }
 
 impl Spell {
     fn count(&mut self, visit: Visit) {
         self.visits += 1;
+        self.all = self.all.wrapping_add(1);
         self.since_look += 1;
         self.empty += u32::from(matches!(visit, Visit::Nothing | Visit::Stopped));
+        // The clock is for visits that are long enough not to feel it.
+        if visit == Visit::More && self.looked.is_none_or(|at| at.elapsed() >= TIME_BETWEEN_LOOKS) {
+            self.since_look = VISITS_BETWEEN_LOOKS;
+        }
+    }
+
+    /// Whether the next visit's time is to be taken.
+    fn is_sample(&self) -> bool {
+        self.all.is_multiple_of(VISITS_BETWEEN_LOOKS)
+    }
+
+    /// It begins anew.
+    fn renew(&mut self) {
+        *self = Self { all: self.all, ..Self::default() };
     }
 
     /// Whether the others would have done it alone.
@@ -168,6 +200,7 @@ impl Crew {
             state: Mutex::default(),
             left: Condvar::new(),
             watch: Condvar::new(),
+            bench: Condvar::new(),
         })))
     }
 
@@ -207,6 +240,7 @@ impl Drop for Crew {
     fn drop(&mut self) {
         self.0.lock().ended = true;
         self.0.watch.notify_all();
+        self.0.bench.notify_all();
         self.0.ring_bell();
     }
 }
@@ -250,22 +284,26 @@ impl Shared {
         loop {
             step = match step {
                 Step::Visit(pick) => {
+                    let begun = spell.is_sample().then(Instant::now);
                     let visit = hand.visit(&pick);
                     spell.count(visit);
-                    self.next(&mut spell, Some((pick, visit)))
+                    self.next(&mut spell, Some((pick, visit, begun)))
                 }
                 Step::Rest(pick) => {
-                    let more = pick.task.rest();
+                    let more = Hand::rest(&pick);
                     let mut state = self.lock();
                     let after = state.queue.rested(pick, more);
                     self.settled(&after);
-                    state.step(&mut spell, self.size)
+                    self.step(&mut state, &mut spell)
                 }
-                Step::Look => self.look(&mut spell, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }), false),
-                Step::Sleep { surplus } => self.look(&mut spell, surplus.then_some(&PATIENCE), true),
+                Step::Look => self.look(&mut spell, Some(&timespec(Duration::ZERO)), false),
+                Step::Sleep { surplus } => {
+                    self.look(&mut spell, surplus.then(|| timespec(PATIENCE)).as_ref(), true)
+                }
+                Step::Bench => self.sit_out(&mut spell),
                 Step::End => break,
             };
-            if matches!(step, Step::Sleep { .. }) {
+            if matches!(step, Step::Sleep { .. } | Step::Bench) {
                 hand.idle();
             }
         }
@@ -274,15 +312,58 @@ impl Shared {
     }
 
     /// Gives a ring back and says what is next.
-    fn next(&self, spell: &mut Spell, done: Option<(Pick, Visit)>) -> Step {
+    fn next(&self, spell: &mut Spell, done: Option<(Pick, Visit, Option<Instant>)>) -> Step {
         let mut state = self.lock();
-        if let Some((pick, visit)) = done {
+        if let Some((pick, visit, begun)) = done {
+            if let Some(begun) = begun.filter(|_| matches!(visit, Visit::More | Visit::Drained)) {
+                state.visit_time = (state.visit_time * 3 + begun.elapsed()) / 4;
+            }
             match state.queue.after(pick, visit, Instant::now) {
                 After::Rest(pick) => return Step::Rest(pick),
                 after => self.settled(&after),
             }
         }
+        self.step(&mut state, spell)
+    }
+
+    /// What the caller, who is awake, is to do next.
+    fn step(&self, state: &mut State, spell: &mut Spell) -> Step {
+        if state.benched > state.wanted && state.visit_time >= WORTH_WAKING && !state.is_heard() {
+            self.want(state);
+        }
         state.step(spell, self.size)
+    }
+
+    /// Gets a worker up from the bench.
+    fn want(&self, state: &mut State) {
+        if state.wanted < state.benched {
+            state.wanted += 1;
+            self.bench.notify_one();
+        }
+    }
+
+    /// Sleeps on the bench.
+    fn sit_out(&self, spell: &mut Spell) -> Step {
+        let mut state = self.lock();
+        while state.wanted == 0 && !state.ended {
+            if state.workers.len() <= self.size {
+                state = self.bench.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (next, waited) =
+                self.bench.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            state = next;
+            if waited.timed_out() && state.wanted == 0 && state.surplus(self.size) {
+                state.benched -= 1;
+                state.dismiss();
+                return Step::End;
+            }
+        }
+        state.wanted = state.wanted.saturating_sub(1);
+        state.benched -= 1;
+        state.awake += 1;
+        spell.renew();
+        self.step(&mut state, spell)
     }
 
     fn settled(&self, after: &After) {
@@ -308,41 +389,67 @@ impl Shared {
         if slept {
             state.awake += 1;
             state.wakes += 1;
-            *spell = Spell::default();
+            spell.renew();
         }
         spell.since_look = 0;
+        spell.looked = Some(Instant::now());
         for event in events.iter().take(count).map(|event| event.data.u64()).filter(|key| *key != BELL) {
             state.queue.wake(Key::from_u64(event));
         }
         self.watch_over(&mut state);
         let dismissed = slept && wait.is_some() && count == 0 && state.surplus(self.size);
         if dismissed || failed {
-            let me = thread::current().id();
-            state.workers.retain(|worker| worker.thread.thread().id() != me);
+            state.dismiss();
             state.awake -= 1;
+            // Somebody has to hear kicks.
+            if state.awake == 0 && !state.is_heard() {
+                self.want(&mut state);
+            }
             return Step::End;
         }
-        state.step(spell, self.size)
+        self.step(&mut state, spell)
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
     }
 }
 
 impl State {
-    /// What the caller, who is awake, is to do next.
+    /// See [`Shared::step`].
     fn step(&mut self, spell: &mut Spell, size: usize) -> Step {
         if self.ended {
             return Step::End;
         }
-        if self.awake == self.workers.len() && spell.since_look >= VISITS_BETWEEN_LOOKS {
+        let others = self.awake.saturating_sub(self.stuck) > 1;
+        if !self.is_heard() && spell.since_look >= VISITS_BETWEEN_LOOKS {
             return Step::Look;
         }
-        let others = self.awake.saturating_sub(self.stuck) > 1;
-        if !(spell.is_idle() && others)
-            && let Some(pick) = self.queue.next()
-        {
+        let needless = others && (self.queue.is_quiet() || spell.is_idle());
+        if !needless && let Some(pick) = self.queue.next() {
             return Step::Visit(pick);
         }
         self.awake -= 1;
-        Step::Sleep { surplus: self.surplus(size) }
+        // Somebody who is awake takes kicks soon enough, if what they ask for is short.
+        if others && self.visit_time < WORTH_WAKING {
+            self.benched += 1;
+            return Step::Bench;
+        }
+        Step::Sleep { surplus: self.workers.len() > size }
+    }
+
+    /// Forgets the worker that calls.
+    fn dismiss(&mut self) {
+        let me = thread::current().id();
+        self.workers.retain(|worker| worker.thread.thread().id() != me);
+    }
+
+    /// Whether somebody sleeps until a kick.
+    fn is_heard(&self) -> bool {
+        self.awake + self.benched < self.workers.len()
     }
 
     /// Whether there is a worker too many.

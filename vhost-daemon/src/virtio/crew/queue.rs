@@ -106,6 +106,12 @@ impl Quiet {
         self.over = false;
     }
 
+    /// Somebody says that there is work.
+    fn interrupt(&mut self) {
+        self.since = None;
+        self.over = false;
+    }
+
     /// No ring has work: whether to go on looking.
     fn lasts(&mut self, now: impl Fn() -> Instant) -> bool {
         if self.over {
@@ -160,6 +166,11 @@ impl Queue {
         self.members
     }
 
+    /// Whether no ring has work.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet.since.is_some() || self.quiet.over
+    }
+
     /// Rings that wait.
     pub(super) fn waiting(&self) -> usize {
         self.line.len()
@@ -209,6 +220,7 @@ impl Queue {
                 member.turn = Turn::Waits;
                 member.looks = 0;
                 self.line.push_back(key);
+                self.quiet.interrupt();
                 true
             }
             Turn::Waits => false,

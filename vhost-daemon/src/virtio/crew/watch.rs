@@ -13,7 +13,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Between two looks.
-const TICK: Duration = Duration::from_millis(2);
+const TICK: Duration = Duration::from_millis(4);
+
+/// Looks in a row at which nobody was left to serve until somebody is hired. Who waits for a moment is not replaced.
+const HIRING: u32 = 3;
 
 /// Watches until the crew ends.
 pub(super) fn run(shared: &Arc<Shared>) {
@@ -29,6 +32,8 @@ struct Look {
     counts: Counts,
     wakes: u64,
     marks: Vec<Mark>,
+    /// Looks in a row at which somebody hung and nobody slept.
+    short: u32,
 }
 
 /// Waits, looks, and does what is to be done. `None` at the end.
@@ -44,45 +49,49 @@ fn look(shared: &Arc<Shared>, last: &Look) -> Option<Look> {
         return None;
     }
     let marks: Vec<Mark> = state.workers.iter().map(|w| w.progress.mark()).collect();
-    let now = Look { counts: state.queue.counts, wakes: state.wakes, marks };
+    let mut now = Look { counts: state.queue.counts, wakes: state.wakes, marks, short: 0 };
     if state.awake == 0 {
         state.stuck = 0;
-        if now.wakes == last.wakes {
-            state.watching = false;
-        }
+        state.watching = now.wakes != last.wakes;
         return Some(now);
     }
-    let still = |mark: &&Mark| mark.is_busy() && last.marks.contains(mark);
-    let suspects = now.marks.iter().filter(still).count();
-    if suspects > 0 {
-        let suspects: Vec<_> = state
-            .workers
-            .iter()
-            .filter(|w| w.progress.mark().is_busy() && last.marks.contains(&w.progress.mark()))
-            .map(|w| Arc::clone(&w.progress))
-            .collect();
-        drop(state);
-        let stuck = suspects.iter().filter(|progress| progress.waits()).count();
-        state = shared.lock();
-        state.stuck = stuck;
-    } else {
-        state.stuck = 0;
-    }
-    let asleep = state.workers.len() - state.awake;
-    if asleep > 0 {
-        let (visits, empty) = (now.counts.visits - last.counts.visits, now.counts.empty - last.counts.empty);
-        // Workers that find hardly a ring empty have more to do than they can.
-        let behind = state.queue.waiting() > 0 && (empty * 8 < visits || visits == 0 || state.stuck > 0);
+    let suspects: Vec<_> = state
+        .workers
+        .iter()
+        .zip(&now.marks)
+        .filter(|(_, mark)| mark.is_busy() && last.marks.contains(mark))
+        .map(|(worker, _)| Arc::clone(&worker.progress))
+        .collect();
+    state.stuck = suspects.len();
+    let (visits, empty) = (now.counts.visits - last.counts.visits, now.counts.empty - last.counts.empty);
+    // Workers that find hardly a ring empty have more to do than they can.
+    let behind = state.queue.waiting() > 0 && (empty * 8 < visits || visits == 0 || state.stuck > 0);
+    let deaf = state.awake <= state.stuck && !state.is_heard();
+    if state.benched > 0 {
+        if behind || deaf {
+            shared.want(&mut state);
+        }
+    } else if state.is_heard() {
         drop(state);
         if behind {
             shared.ring_bell();
         }
-    } else if state.stuck > 0
-        && state.workers.len() - state.stuck < shared.size
-        && state.workers.len() < shared.size + state.queue.members()
-        && let Err(error) = shared.hire(&mut state)
-    {
-        tracing::warn!("a request hangs in the kernel, and its worker cannot be replaced: {error}");
+    } else if state.stuck > 0 {
+        drop(state);
+        now.short = last.short + 1;
+        if now.short < HIRING {
+            return Some(now);
+        }
+        let hanging = suspects.iter().filter(|progress| progress.waits()).count();
+        let mut state = shared.lock();
+        // Those that run will end some time; whoever waits in the kernel is replaced.
+        if hanging > 0
+            && state.workers.len() - hanging.min(state.workers.len()) < shared.size
+            && state.workers.len() < shared.size + state.queue.members()
+            && let Err(error) = shared.hire(&mut state)
+        {
+            tracing::warn!("a request hangs in the kernel, and its worker cannot be replaced: {error}");
+        }
     }
     Some(now)
 }
