@@ -10,6 +10,8 @@ FUZZ_TARGETS := bootstrap_v5 bootstrap_v6 blob_meta fuse_request tar_archive tar
 FUZZ_SECONDS ?= 30
 DEMO_DIR ?=
 PEER_DIR := target/peer
+S3_DIR := target/s3
+BOOT_DIR := target/boot
 # What one build of the whole workspace leaves. Tests and the demo take the programs from there: cargo would build some
 # dependencies again for fewer crates, with fewer features.
 BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
@@ -74,6 +76,14 @@ bench: deps bench-peer ## Cost of a request, rafsd beside virtiofsd end to end, 
 	target/release/bench-create
 	target/release/bench-guests
 	target/release/bench-fuse
+	target/release/bench-cold
+	[ ! -s $(BOOT_DIR)/opens ] || target/release/bench-store --root $(BOOT_DIR)/root --opens $(BOOT_DIR)/opens
+
+.PHONY: bench-boot
+bench-boot: deps ## Blobs 20 ms and 100 Mbit/s away: first boot, boot with a trace, image order (root, debootstrap, strace)
+	[ -s $(BOOT_DIR)/opens ] || { mkdir -p $(BOOT_DIR) && guest-tests/guest/boot-files.sh $(BOOT_DIR)/root $(BOOT_DIR)/opens; }
+	$(CARGO) build --release -q -p rafsd -p rafs-builder -p guest-tests
+	target/release/bench-store --root $(BOOT_DIR)/root --opens $(BOOT_DIR)/opens
 
 .PHONY: bench-peer
 bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
@@ -91,6 +101,16 @@ bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
 .PHONY: test-peer
 test-peer: deps bench-peer ## The test tools themselves against virtiofsd
 	$(CARGO) test -p guest-tests --test frontend_peer --test guest_peer -- --ignored
+
+.PHONY: s3-server
+s3-server: ## Build s3s-fs, an S3 server that checks signatures, into target/s3 (minutes)
+	[ -x $(S3_DIR)/bin/s3s-fs ] || CARGO_TARGET_DIR=$(S3_DIR)/build \
+	  $(CARGO) install s3s-fs --version 0.14.1 --features binary --locked --debug --root $(S3_DIR)
+
+.PHONY: test-s3
+test-s3: s3-server ## Images from s3s-fs: path and virtual-host style, right and wrong keys
+	$(CARGO) build -p rafsd -p rafs-builder
+	RAFSD_TEST_BIN_DIR=$(BIN_DIR) S3S_FS=$(abspath $(S3_DIR)/bin/s3s-fs) $(CARGO) test -p guest-tests --test s3 -- --ignored
 
 .PHONY: clean
 clean: ## Remove all build output and the cached guest

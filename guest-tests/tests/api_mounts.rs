@@ -216,7 +216,8 @@ fn a_thousand_mounts_leak_nothing() {
         round(n, &mut guest);
     }
     let settled = || {
-        std::thread::sleep(Duration::from_millis(300));
+        // Threads that mounted wait a second for more to do.
+        std::thread::sleep(Duration::from_millis(1500));
         daemon.process.usage().unwrap()
     };
     let before = settled();

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 use std::fs;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ use guest_tests::support::fuse_mode::{FuseHost, possible};
 use guest_tests::support::image::Image;
 use guest_tests::support::process::Process;
 use guest_tests::support::random::Random;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -70,11 +72,8 @@ impl Setting {
 fn reader_process() {
     let Some((read, truth)) = std::env::var_os("READ").zip(std::env::var_os("TRUTH")) else { return };
     // Past the page cache: after a read-ahead that failed the kernel asks anew, unseen.
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
-        .open(Path::new(&read))
-        .unwrap();
+    let flags = OFlags::RDONLY | OFlags::DIRECT;
+    let file = fs::File::from(rustix::fs::open(Path::new(&read), flags, Mode::empty()).unwrap());
     let mut got = vec![0; 4096];
     match file.read_at(&mut got, 0) {
         Ok(n) if got[..n] == fs::read(truth).unwrap()[..n] => println!("the right {n} bytes"),
@@ -146,10 +145,7 @@ fn requests_on_their_way_are_sent_again() {
 fn requests_on_their_way_are_failed() {
     if possible() {
         let answer = killed_under("flush").unwrap();
-        assert!(
-            answer.contains(&format!("error Some({})", rustix::io::Errno::CONNABORTED.raw_os_error())),
-            "{answer}"
-        );
+        assert!(answer.contains(&format!("error Some({})", Errno::CONNABORTED.raw_os_error())), "{answer}");
     }
 }
 

@@ -3,142 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use guest_tests::frontend::fuse::read_in;
-use guest_tests::frontend::{Client, Options};
-use guest_tests::servers::{BlobServer, Fault};
+use guest_tests::servers::Fault;
+use guest_tests::support::afar::{Afar, READ, cached_bytes, connect, tail};
 use guest_tests::support::binaries::ours;
 use guest_tests::support::daemon::Daemon;
-use guest_tests::support::image::Image;
 use guest_tests::support::random::Random;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use tempfile::TempDir;
-
-const READ: u32 = 15;
-const EIO: i32 = 5;
-
-/// An image behind a server, and what is in it.
-struct Afar {
-    files: Vec<(String, Vec<u8>)>,
-    image: Image,
-    server: BlobServer,
-}
-
-impl Afar {
-    /// 12 MB in 120 files of up to 300 KB, half of each compressible.
-    fn new() -> Self {
-        let source = tempfile::tempdir().unwrap();
-        let (mut random, mut files) = (Random::new(7), Vec::new());
-        for n in 0..120u64 {
-            let len = usize::try_from(random.below(200_000) + 1 + n % 3 * 50_000).unwrap();
-            let data: Vec<u8> =
-                (0..len).map(|i| if i % 2 == 0 { random.next().to_le_bytes()[0] } else { 7 }).collect();
-            let path = format!("d{}/f{n}", n % 7);
-            std::fs::create_dir_all(source.path().join(&path).parent().unwrap()).unwrap();
-            std::fs::write(source.path().join(&path), &data).unwrap();
-            files.push((path, data));
-        }
-        let image = Image::build(source.path(), 6, &["--chunk-size", "0x10000"]).unwrap();
-        let server = BlobServer::start(&image.blobs).unwrap();
-        Self { files, image, server }
-    }
-
-    fn config(&self, dir: &Path, cache: &Path, deadline: u32, max_bytes: u64) -> PathBuf {
-        let config = dir.join("config");
-        let text = format!(
-            "version = 2\n[backend]\ntype = \"registry\"\n[backend.registry]\nhost = \"{}\"\nrepo = \"a/b\"\n\
-             scheme = \"http\"\ntimeout = 1\ndeadline = {deadline}\n[cache]\ntype = \"filecache\"\n[cache.filecache]\n\
-             work_dir = \"{}\"\nmax_bytes = {max_bytes}\n[rafs]\nenable_xattr = true\n",
-            self.server.host(),
-            cache.display()
-        );
-        std::fs::write(&config, text).unwrap();
-        config
-    }
-
-    fn daemon(&self, cache: &Path, deadline: u32, max_bytes: u64) -> (Daemon, TempDir) {
-        let dir = tempfile::tempdir().unwrap();
-        let config = self.config(dir.path(), cache, deadline, max_bytes);
-        (Daemon::rafsd_configured(&self.image.bootstrap, &config, &[]).unwrap(), dir)
-    }
-
-    /// Reads pieces of files at random, 8 at a time. How many failed.
-    fn read_at_random(&self, daemon: &Daemon, reads: usize, seed: u64) -> usize {
-        let mut client = connect(daemon);
-        let nodes: Vec<u64> =
-            self.files.iter().map(|(path, _)| client.resolve(path.as_bytes()).unwrap().node).collect();
-        let mut random = Random::new(seed);
-        let (mut flying, mut failed, mut sent) = (Vec::new(), 0, 0);
-        while sent < reads || !flying.is_empty() {
-            while sent < reads && flying.len() < 8 {
-                let file = usize::try_from(random.below(nodes.len() as u64)).unwrap();
-                let size = self.files[file].1.len() as u64;
-                let offset = random.below(size);
-                let len = u32::try_from((size - offset).min(1 + random.below(131_072))).unwrap();
-                let body = read_in(0, offset, len);
-                let unique = client.session.submit(1, READ, nodes[file], &body, Some(len)).unwrap();
-                flying.push((unique, file, usize::try_from(offset).unwrap(), len as usize));
-                sent += 1;
-            }
-            client.session.flush().unwrap();
-            let done = client.session.next_done().unwrap();
-            let at = flying.iter().position(|(unique, ..)| *unique == done.unique).unwrap();
-            let (_, file, offset, len) = flying.swap_remove(at);
-            if done.errno != 0 {
-                assert_eq!(done.errno, EIO);
-                failed += 1;
-                client.session.release(done);
-                continue;
-            }
-            let data = client.session.take(done).unwrap();
-            let (path, expected) = &self.files[file];
-            assert!(data == expected[offset..offset + len], "{path} at {offset}: wrong data");
-        }
-        client.unmount().unwrap();
-        failed
-    }
-
-    /// Every file has the contents it should have.
-    fn assert_all(&self, daemon: &Daemon, what: &str) {
-        let mut client = connect(daemon);
-        for (path, expected) in &self.files {
-            let node = client.resolve(path.as_bytes()).unwrap().node;
-            let mut at = 0;
-            while at < expected.len() {
-                let len = u32::try_from(expected.len() - at).unwrap().min(131_072);
-                let data = client.read(node, 0, at as u64, len);
-                let data = data.unwrap_or_else(|e| panic!("{what} {path}: {e}\n{}", tail(daemon)));
-                assert!(data == expected[at..at + len as usize], "{what} {path} at {at}: wrong data");
-                at += len as usize;
-            }
-        }
-        client.unmount().unwrap();
-    }
-
-    fn blob(&self) -> String {
-        let mut names = std::fs::read_dir(&self.image.blobs).unwrap();
-        names.next().unwrap().unwrap().file_name().into_string().unwrap()
-    }
-}
-
-fn connect(daemon: &Daemon) -> Client {
-    let options = Options { memory_mib: 64, timeout: Duration::from_secs(60), ..Options::default() };
-    Client::connect(&daemon.socket, &options).unwrap()
-}
-
-fn tail(daemon: &Daemon) -> String {
-    let log = daemon.process.output();
-    let lines: Vec<&str> = log.lines().filter(|l| !l.contains("DEBUG") && !l.contains("TRACE")).collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
-}
-
-/// Bytes that a blob's data takes on the disk.
-fn cached_bytes(cache: &Path) -> u64 {
-    let entries = std::fs::read_dir(cache).unwrap().flatten();
-    let data = entries.filter(|e| e.file_name().to_string_lossy().ends_with(".blob.data"));
-    data.map(|e| e.metadata().unwrap().blocks() * 512).sum()
-}
 
 #[test]
 fn ten_thousand_reads_through_faults_and_a_small_cache() {
@@ -224,38 +97,184 @@ fn killed_in_mid_fetch_it_goes_on_from_its_cache() {
 fn damaged_cache_files_are_mended() {
     let afar = Afar::new();
     let cache = tempfile::tempdir().unwrap();
-    let fill = || {
+    let elsewhere = cache.path().join("elsewhere");
+    {
         let (daemon, _dir) = afar.daemon(cache.path(), 10, 0);
         afar.assert_all(&daemon, "filling");
-    };
-    fill();
-    let (data, map) = (
-        cache.path().join(format!("{}.blob.data", afar.blob())),
-        cache.path().join(format!("{}.chunk_map", afar.blob())),
-    );
+    }
+    let file = |suffix: &str| cache.path().join(format!("{}{suffix}", afar.blob()));
+    let (data, map, table) = (file(".blob.data"), file(".chunk_map"), file(".blob.meta"));
     let open = |path: &Path| std::fs::File::options().read(true).write(true).open(path).unwrap();
-    let damages: [(&str, &dyn Fn()); 4] = [
-        ("flipped bytes", &|| {
-            for at in (0..std::fs::metadata(&data).unwrap().len()).step_by(20_000) {
-                open(&data).write_all_at(&[0x5a; 3], at).unwrap();
-            }
-        }),
-        ("half of the data", &|| open(&data).set_len(std::fs::metadata(&data).unwrap().len() / 2).unwrap()),
-        ("a map of ones and no data", &|| {
-            let len = std::fs::metadata(&data).unwrap().len();
-            open(&data).set_len(0).unwrap();
-            open(&data).set_len(len).unwrap();
-            open(&map).write_all_at(&[0xff; 64], 4096).unwrap();
-        }),
-        ("no table", &|| {
-            std::fs::write(cache.path().join(format!("{}.blob.meta", afar.blob())), b"x").unwrap()
-        }),
+    let len = |path: &Path| std::fs::metadata(path).unwrap().len();
+    let flip = |path: &Path, from: u64, step: usize| {
+        for at in (from..len(path)).step_by(step) {
+            let mut byte = [0];
+            open(path).read_exact_at(&mut byte, at).unwrap();
+            open(path).write_all_at(&[byte[0] ^ 0x5a], at).unwrap();
+        }
+    };
+    let remove = |path: &Path| {
+        let removed = if path.is_dir() { std::fs::remove_dir(path) } else { std::fs::remove_file(path) };
+        removed.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    };
+    // What, and what is to be taken out of the way afterwards, since nobody but the operator may do that.
+    let damages: [(&str, &dyn Fn(), &[&Path]); 16] = [
+        ("flipped bytes", &|| flip(&data, 0, 20_000), &[]),
+        ("half of the data", &|| open(&data).set_len(len(&data) / 2).unwrap(), &[]),
+        (
+            "a map of ones and no data",
+            &|| {
+                let size = len(&data);
+                open(&data).set_len(0).unwrap();
+                open(&data).set_len(size).unwrap();
+                open(&map).write_all_at(&[0xff; 64], 4096).unwrap();
+            },
+            &[],
+        ),
+        ("flipped bits in the bitmaps", &|| flip(&map, 4096, 7), &[]),
+        ("flipped bits in the entries", &|| flip(&map, 4096 * 4, 11), &[]),
+        ("a flipped header", &|| flip(&map, 0, 5000), &[]),
+        ("half of the map", &|| open(&map).set_len(len(&map) / 2).unwrap(), &[]),
+        ("no table", &|| std::fs::write(&table, b"x").unwrap(), &[]),
+        ("a flipped table", &|| flip(&table, 3, 100), &[]),
+        (
+            "a directory for the data",
+            &|| {
+                remove(&data);
+                std::fs::create_dir(&data).unwrap();
+            },
+            &[&data],
+        ),
+        (
+            "a link for the data",
+            &|| {
+                std::fs::write(&elsewhere, b"precious").unwrap();
+                std::os::unix::fs::symlink(&elsewhere, &data).unwrap();
+            },
+            &[&data],
+        ),
+        ("another name of a file for the data", &|| std::fs::hard_link(&elsewhere, &data).unwrap(), &[&data]),
+        ("a pipe for the data", &|| fifo(&data), &[&data]),
+        (
+            "a pipe for the map",
+            &|| {
+                remove(&map);
+                fifo(&map);
+            },
+            &[&map],
+        ),
+        ("a directory for the map", &|| std::fs::create_dir(&map).unwrap(), &[&map]),
+        (
+            "a link for the table",
+            &|| {
+                remove(&table);
+                std::os::unix::fs::symlink(&elsewhere, &table).unwrap();
+            },
+            &[&table],
+        ),
     ];
-    for (what, damage) in damages {
+    for (what, damage, in_the_way) in damages {
         damage();
         let (daemon, _dir) = afar.daemon(cache.path(), 10, 0);
         afar.assert_all(&daemon, what);
         afar.assert_all(&daemon, what);
+        drop(daemon);
+        in_the_way.iter().for_each(|path| {
+            if path.symlink_metadata().is_ok() {
+                remove(path)
+            }
+        });
+        if elsewhere.exists() {
+            assert_eq!(
+                std::fs::read(&elsewhere).unwrap(),
+                b"precious",
+                "{what}: another file was written to"
+            );
+        }
+    }
+    // Files of somebody else, under these names.
+    for path in [&data, &map, &table] {
+        std::fs::write(path, vec![b'#'; 70_000]).unwrap();
+    }
+    let (daemon, _dir) = afar.daemon(cache.path(), 10, 0);
+    afar.assert_all(&daemon, "foreign files");
+}
+
+fn fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn a_limit_below_one_chunk_serves_without_keeping() {
+    let afar = Afar::new();
+    for limit in [1, 64 << 10, 200 << 10] {
+        let cache = tempfile::tempdir().unwrap();
+        let (daemon, _dir) = afar.daemon(cache.path(), 10, limit);
+        assert_eq!(afar.read_at_random(&daemon, 300, limit), 0);
+        afar.assert_all(&daemon, "a small limit");
+        assert!(cached_bytes(cache.path()) <= limit, "{} of {limit}", cached_bytes(cache.path()));
+    }
+}
+
+/// CRC-32C of the header of a map, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
+}
+
+#[test]
+fn after_power_loss_the_durable_part_is_there_and_the_rest_is_fetched() {
+    let afar = Afar::new();
+    let cache = tempfile::tempdir().unwrap();
+    let read = |daemon: &Daemon, skip: usize| {
+        let mut client = connect(daemon);
+        for (path, data) in afar.files.iter().skip(skip).step_by(2) {
+            let node = client.resolve(path.as_bytes()).unwrap().node;
+            let len = u32::try_from(data.len()).unwrap().min(131_072);
+            assert!(client.read(node, 0, 0, len).unwrap() == data[..len as usize], "{path}");
+        }
+        client.unmount().unwrap();
+    };
+    let files = [".blob.data", ".chunk_map"].map(|s| cache.path().join(format!("{}{s}", afar.blob())));
+    // An orderly end makes what is there durable.
+    let (mut daemon, _dir) = afar.daemon(cache.path(), 10, 0);
+    read(&daemon, 0);
+    daemon.process.terminate().unwrap();
+    daemon.process.wait(Duration::from_secs(20)).unwrap();
+    let durable = files.each_ref().map(|path| std::fs::read(path).unwrap());
+    // Then there is more, and the power goes.
+    let (mut daemon, _dir) = afar.daemon(cache.path(), 10, 0);
+    read(&daemon, 1);
+    daemon.process.kill().unwrap();
+    let written = files.each_ref().map(|path| std::fs::read(path).unwrap());
+    for seed in 0..6 {
+        // Any block that was written since may have reached the disk or not.
+        let mut random = Random::new(seed);
+        for ((path, old), new) in files.iter().zip(&durable).zip(&written) {
+            let mut bytes = new.clone();
+            for at in (0..bytes.len()).step_by(4096) {
+                let block = at..(at + 4096).min(bytes.len());
+                if seed == 0 || (seed < 5 && random.below(2) == 0) {
+                    match old.get(block.clone()) {
+                        Some(old) => bytes[block].copy_from_slice(old),
+                        None => bytes[block].fill(0),
+                    }
+                }
+            }
+            if path.extension().is_some_and(|e| e == "chunk_map") {
+                bytes[16] ^= 0xff;
+                let crc = crc32c(&bytes[..64]);
+                bytes[64..68].copy_from_slice(&crc.to_le_bytes());
+            }
+            std::fs::write(path, bytes).unwrap();
+        }
+        afar.server.set(|s| s.down = true);
+        let (daemon, _dir) = afar.daemon(cache.path(), 1, 0);
+        read(&daemon, 0);
+        drop(daemon);
+        afar.server.set(|s| s.down = false);
+        let (daemon, _dir) = afar.daemon(cache.path(), 10, 0);
+        afar.assert_all(&daemon, "after power loss");
     }
 }
 

@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod fetch;
 mod flights;
+mod line;
 mod metrics;
 mod neighbours;
 mod prefetch;

@@ -9,12 +9,13 @@ mod support;
 use rafs::image::Image;
 use rafs::layout::chunk::ChunkRecord;
 use rafs::reader::{Engine, EngineOptions, Reader, ReaderOptions};
-use rafs::store::Store;
+use rafs::store::{FetchDone, FetchRequest, SizeDone, Store};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use support::*;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -276,6 +277,57 @@ fn what_one_may_not_fetch_it_does_not_get_from_the_cache_either() {
                 assert_all_files(&case, &two.honest, "afterwards");
             }
         }
+    }
+}
+
+/// A store that takes its time, so that readers meet.
+#[derive(Debug)]
+struct Slow(Arc<Counted>);
+
+impl Store for Slow {
+    fn fetch(&self, request: FetchRequest, done: FetchDone) {
+        let inner = Arc::clone(&self.0);
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            inner.fetch(request, done);
+        });
+    }
+    fn size(&self, object: &str, done: SizeDone) {
+        self.0.size(object, done);
+    }
+}
+
+#[test]
+fn who_waits_for_a_chunk_beside_a_liar_gets_it_all_the_same() {
+    let case = case("v5-none-sha256");
+    let behind_the_end = lie(&case, |records| {
+        for record in records {
+            record.compressed_offset.set(1 << 40);
+        }
+    });
+    let wrong_bytes = lie(&case, |records| {
+        let offsets: Vec<u64> = records.iter().map(|r| r.compressed_offset.get()).collect();
+        for (n, record) in records.iter_mut().enumerate() {
+            record.compressed_offset.set(offsets[offsets.len() / 2].min(offsets[n]) / 2);
+        }
+    });
+    for liar in [behind_the_end, wrong_bytes] {
+        let store: Arc<dyn Store> = Arc::new(Slow(case.store()));
+        let engine = engine();
+        let open = |image: &Arc<Image>| engine.open(Arc::clone(image), Arc::clone(&store), options(None));
+        let (honest, liar) = (open(&case.image()), open(&liar));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for file in case.files.iter().filter(|file| file.size > 0) {
+                        let _any = read_all(&liar, &file.path);
+                    }
+                });
+            }
+            for _ in 0..2 {
+                scope.spawn(|| assert_all_files(&case, &honest, "beside a liar"));
+            }
+        });
     }
 }
 

@@ -52,6 +52,8 @@ pub enum Access {
 /// How it behaves from now on.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Requests are read and not answered until this is taken back.
+    pub held: bool,
     /// Before each response.
     pub latency: Duration,
     /// Bytes a second over all connections; 0 for no limit.
@@ -81,6 +83,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            held: false,
             latency: Duration::ZERO,
             bandwidth: 0,
             faults: Vec::new(),
@@ -271,6 +274,9 @@ impl Shared {
                 });
                 records.len() - 1
             };
+            while lock(&self.settings).held && !self.stopped.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             std::thread::sleep(settings.latency);
             let status = self.answer(&request, &settings, stream)?;
             if let Some(record) = lock(&self.records).get_mut(index) {
@@ -353,6 +359,12 @@ impl Shared {
                 std::thread::sleep(settings.stall);
                 return Err(io::ErrorKind::TimedOut.into());
             }
+            Some(Fault::Late) => std::thread::sleep(settings.stall / 2),
+            Some(Fault::ExpiredLocation) => {
+                let location = format!("http://127.0.0.1:{}/raw/x?ends=1&sig=secret", lock(&self.port));
+                Head::new(307).with("Location", location).write_with("", &mut stream)?;
+                return Ok(307);
+            }
             _ => {}
         }
         let status = if ranged && !settings.sloppy { 206 } else { 200 };
@@ -380,21 +392,30 @@ impl Shared {
         if request.method == "HEAD" {
             return Ok(status);
         }
-        let stop =
-            if fault == Some(Fault::Truncate) { start + length.div_ceil(2) } else { start + announced };
+        let cut = matches!(fault, Some(Fault::Truncate | Fault::StallInBody));
+        let stop = if cut { start + length.div_ceil(2) } else { start + announced };
         let mut at = start;
         let mut piece = vec![0; 16 << 10];
+        if fault == Some(Fault::Trickle) {
+            piece.truncate(usize::try_from(length.div_ceil(8)).unwrap_or(1).clamp(1, 16 << 10));
+        }
         while at < stop {
             let n = usize::try_from(stop - at).unwrap_or(usize::MAX).min(piece.len());
             file.read_exact_at(&mut piece[..n], at)?;
             if fault == Some(Fault::Corrupt) {
                 piece[n / 2] ^= 0x55;
             }
+            if fault == Some(Fault::Trickle) {
+                std::thread::sleep(settings.stall / 16);
+            }
             self.pay(n, settings.bandwidth);
             stream.write_all(&piece[..n])?;
             at += n as u64;
         }
-        if fault == Some(Fault::Truncate) {
+        if fault == Some(Fault::StallInBody) {
+            std::thread::sleep(settings.stall);
+        }
+        if cut {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         Ok(status)

@@ -15,6 +15,14 @@ pub enum Fault {
     Corrupt,
     /// Nothing comes for a while, then the connection closes.
     Stall,
+    /// As that, in the middle of the body.
+    StallInBody,
+    /// A late answer, which is right.
+    Late,
+    /// A right answer that comes in drops.
+    Trickle,
+    /// A redirect to a location that has expired.
+    ExpiredLocation,
     /// Content-Range speaks of other bytes than were asked for.
     OtherRange,
     /// Content-Length is smaller than the range.
@@ -31,7 +39,7 @@ pub enum Fault {
 
 impl Fault {
     /// One of each.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Status(401),
         Self::Status(403),
         Self::Status(404),
@@ -43,6 +51,10 @@ impl Fault {
         Self::Truncate,
         Self::Corrupt,
         Self::Stall,
+        Self::StallInBody,
+        Self::Late,
+        Self::Trickle,
+        Self::ExpiredLocation,
         Self::OtherRange,
         Self::ShortLength,
         Self::ShortTotal,

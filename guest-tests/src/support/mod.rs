@@ -1,5 +1,6 @@
 //! What tests need around the program under test: processes, built binaries and the daemons to talk to.
 
+pub mod afar;
 pub mod api;
 pub mod binaries;
 pub mod daemon;

@@ -98,6 +98,11 @@ impl CacheDir {
         if kind != FileType::RegularFile {
             return Err(CacheError::NotRegular { path: self.path_of(name), kind: format!("a {kind:?}") });
         }
+        if stat.st_nlink > 1 {
+            // It may be anything elsewhere, and would be written to.
+            let kind = "a file with several names".into();
+            return Err(CacheError::NotRegular { path: self.path_of(name), kind });
+        }
         Ok((File::from(fd), writable))
     }
 
@@ -173,7 +178,8 @@ mod tests {
         assert!(writable);
         std::os::unix::fs::symlink("/etc/passwd", tmp.path().join("a/b/link")).unwrap();
         std::fs::create_dir(tmp.path().join("a/b/dir")).unwrap();
-        for name in ["link", "dir"] {
+        std::fs::hard_link(tmp.path().join("a/b/new"), tmp.path().join("elsewhere")).unwrap();
+        for name in ["link", "dir", "new"] {
             assert!(matches!(dir.open_file(name, true), Err(CacheError::NotRegular { .. })), "{name}");
         }
         for contents in ["first", "second"] {

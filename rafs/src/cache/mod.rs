@@ -56,7 +56,7 @@ pub enum CacheError {
         source: io::Error,
     },
     /// Something that is no regular file has the name of a cache file.
-    #[error("cache file {path} is {kind}, no regular file; remove it")]
+    #[error("cache file {path} is {kind}, no file of its own; remove it")]
     NotRegular {
         /// The path.
         path: String,

@@ -39,6 +39,8 @@ pub(super) enum Job {
     Warm(BlobIndex),
     /// Find out which chunk belongs where.
     Index,
+    /// Send off guesses that waited for room.
+    Guesses,
 }
 
 /// What is known of one image in one store.
@@ -179,6 +181,7 @@ impl Core {
             Job::Decode { loaded, planned } => self.decode(&loaded, planned),
             Job::Table(arrival) => self.table_arrived(*arrival),
             Job::Warm(blob) => self.warm(blob),
+            Job::Guesses => self.guess(),
             Job::Index => {
                 self.index();
             }
@@ -233,6 +236,7 @@ impl Core {
             self.widen(&touches, &mut planned);
         }
         self.launch(planned, MERGE_MAX);
+        self.guess();
     }
 
     /// Notes that a chunk is being read. The first time that says what it means.

@@ -6,6 +6,7 @@ use super::budget::Budget;
 use super::core::{Core, Job, LogLimit};
 use super::fetch::{Group, Permit};
 use super::flights::Flights;
+use super::line::Line;
 use super::metrics::{EngineMetrics, Metrics};
 use super::queue::Queue;
 use super::request::Request;
@@ -167,6 +168,8 @@ pub(super) struct Hub {
     last_id: AtomicU64,
     pub metrics: Metrics,
     demand_in_flight: AtomicU64,
+    /// What is on its way, and guesses that wait for room there.
+    pub line: Arc<Line>,
 }
 
 /// Directory (device, inode) and blob id.
@@ -224,6 +227,7 @@ impl Hub {
             last_id: AtomicU64::new(0),
             metrics: Metrics::default(),
             demand_in_flight: AtomicU64::new(0),
+            line: Arc::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use super::budget::Admitted;
 use super::core::{Core, Job};
 use super::engine::Hub;
 use super::flights::Ticket;
+use super::line::Sent;
 use super::metrics::StoreCounters;
 use super::prefetch::Slot;
 use super::request::Piece;
@@ -53,14 +54,16 @@ struct Asked {
     at: Instant,
     demand: bool,
     answered: bool,
+    sent: Sent,
 }
 
 impl Asked {
-    fn new(core: &Core, demand: bool) -> Self {
+    fn new(core: &Core, demand: bool, bytes: u64) -> Self {
         core.counters.asked(!demand);
         core.hub.demand_sent(demand);
         let (hub, counters) = (Arc::clone(&core.hub), Arc::clone(&core.counters));
-        Self { hub, counters, at: Instant::now(), demand, answered: false }
+        let sent = hub.line.send(bytes);
+        Self { hub, counters, at: Instant::now(), demand, answered: false, sent }
     }
 
     fn answered(&mut self, result: Result<usize, ErrorClass>) {
@@ -130,6 +133,12 @@ struct Arriving(Group);
 impl FetchSink for Arriving {
     fn arrived(&mut self, prefix: &[u8]) {
         let Self(group) = self;
+        if let Some(asked) = &mut group.asked {
+            asked.sent.arrived(u64::try_from(prefix.len()).unwrap_or(u64::MAX));
+            if group.core.hub.line.is_ready() {
+                group.core.push(Job::Guesses);
+            }
+        }
         while let Some(front) = group.units.front()
             && let Some(part) = part_of(prefix, group.range.start, &front.unit)
             && let Some(planned) = group.units.pop_front()
@@ -235,7 +244,8 @@ impl Core {
 
     /// Asks the store. A local store answers within the call.
     pub fn start(self: &Arc<Self>, mut group: Group) {
-        group.asked = Some(Asked::new(self, group.priority() == Priority::Demand));
+        let bytes = group.range.end.saturating_sub(group.range.start);
+        group.asked = Some(Asked::new(self, group.priority() == Priority::Demand, bytes));
         let request = FetchRequest {
             object: Arc::clone(&group.object),
             range: group.range.clone(),
@@ -267,6 +277,7 @@ impl Core {
         if let Some(mut asked) = group.asked.take() {
             asked.answered(result.as_ref().map(Vec::len).map_err(|e| e.class));
         }
+        self.guess();
         let permit = group.permit.take();
         match result {
             Ok(stored) => {
@@ -464,10 +475,8 @@ impl Core {
         }
         for piece in pieces {
             match piece.core() {
-                // The store is the same for all; what it holds may mean something else to another image.
-                Some(other) if !Arc::ptr_eq(other, self) && !matches!(error, ReadError::Store(_)) => {
-                    Arc::clone(other).adopt(piece, None);
-                }
+                // Another image has to ask for itself: it may know better what to ask for.
+                Some(other) if !Arc::ptr_eq(other, self) => Arc::clone(other).adopt(piece, None),
                 _ => piece.fail(error.clone()),
             }
         }

@@ -1,6 +1,8 @@
 //! Which chunk belongs to which directory, and v5's chunks by number: what speculation and traces look up.
 
 use super::core::{Core, Job};
+use super::fetch::MERGE_MAX;
+use super::line::Guess;
 use super::readahead::{First, Neighbour, Touch};
 use super::{blobs::BlobState, blobs::Source, fetch::Planned, flights::Boarded, flights::FlightKey};
 use crate::blob::Unit;
@@ -14,6 +16,8 @@ use std::sync::Arc;
 const CHUNKS_MAX: usize = 1 << 22;
 /// Chunks of a v5 blob that are found by number.
 const V5_CHUNKS_MAX: usize = 1 << 20;
+/// Neighbouring guesses that become one request, stored bytes.
+const GUESS_MAX: u64 = 64 << 10;
 /// Directories inside each other that are followed.
 const DEPTH_MAX: usize = 1024;
 
@@ -214,14 +218,46 @@ impl Core {
                 self.hub.metrics.count(|m| &m.wanted_bytes, stored);
             }
             let picked = state.ahead.plan(access.chunk_count(), first, look, absent);
-            for n in picked {
-                let Some(chunk) = self.chunk_by_index(touched.blob, &source, n) else { continue };
-                let Some((unit, _)) = self.absent_unit(state, info, &source, &chunk) else { continue };
-                if let Some(one) = self.depart(state, &source, &chunk, unit) {
-                    self.hub.metrics.count(|m| &m.guessed_bytes, chunk.uncompressed_size);
-                    planned.push(one);
+            self.set_off(touched.blob, &picked.now, planned);
+            let (mut later, mut bytes): (Vec<Guess>, u64) = (Vec::new(), 0);
+            for n in picked.later {
+                let stored = find(n).map_or(0, |(_, unit)| u64::from(unit.stored_size));
+                bytes = bytes.saturating_add(stored);
+                let last = later.last_mut().map(|guess| &mut guess.chunks);
+                match last.filter(|chunks| chunks.last().is_some_and(|l| l.abs_diff(n) == 1)) {
+                    Some(chunks) if bytes <= GUESS_MAX => chunks.push(n),
+                    _ => {
+                        bytes = stored;
+                        let core = Arc::downgrade(self);
+                        later.push(Guess { core, blob: touched.blob, chunks: vec![n] });
+                    }
                 }
             }
+            self.hub.line.wait(later);
+        }
+    }
+
+    /// Begins flights for chunks that nobody has asked for.
+    fn set_off(self: &Arc<Self>, blob: BlobIndex, chunks: &[u32], planned: &mut Vec<Planned>) {
+        let Ok((state, info)) = self.blob(blob) else { return };
+        let Some(source) = state.known_source() else { return };
+        for &n in chunks {
+            let Some(chunk) = self.chunk_by_index(blob, &source, n) else { continue };
+            let Some((unit, _)) = self.absent_unit(state, info, &source, &chunk) else { continue };
+            if let Some(one) = self.depart(state, &source, &chunk, unit) {
+                self.hub.metrics.count(|m| &m.guessed_bytes, chunk.uncompressed_size);
+                planned.push(one);
+            }
+        }
+    }
+
+    /// Sends off guesses as long as there is room on the line.
+    pub fn guess(self: &Arc<Self>) {
+        while let Some(guess) = self.hub.line.next() {
+            let Some(core) = guess.core.upgrade() else { continue };
+            let mut planned = Vec::new();
+            core.set_off(guess.blob, &guess.chunks, &mut planned);
+            core.launch(planned, MERGE_MAX);
         }
     }
 }

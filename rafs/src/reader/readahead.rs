@@ -17,9 +17,9 @@ const PAYS: u64 = 16;
 /// Read after which half of what was known of guesses is forgotten, so that a reader who changes is noticed.
 const MEMORY: u64 = 8 << 20;
 /// Guessed and not read: so much, ...
-const UNREAD: u64 = 8 << 20;
+const UNREAD: u64 = 10 << 20;
 /// ... and so many percent of what was read.
-const UNREAD_PERCENT: u64 = 65;
+const UNREAD_PERCENT: u64 = 60;
 /// Larger chunks are guessed only in the directory that is being read.
 const SMALL: u32 = 128 << 10;
 /// Read in order after which a reader is taken to go on like that.
@@ -121,6 +121,15 @@ pub(super) enum Touch {
     Guessed,
 }
 
+/// What to fetch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Picked {
+    /// At once.
+    pub now: Vec<u32>,
+    /// When there is room on the line, in this order.
+    pub later: Vec<u32>,
+}
+
 /// A chunk that is read for the first time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct First {
@@ -155,7 +164,7 @@ impl Ahead {
         if bits.guessed.get(chunk) { Touch::Guessed } else { Touch::First }
     }
 
-    /// Chunks to fetch because of a first read. `look` knows the blob's chunks, `absent` which of them are neither here nor
+    /// What to fetch because of a first read. `look` knows the blob's chunks, `absent` which of them are neither here nor
     /// on their way.
     pub fn plan(
         &self,
@@ -163,9 +172,9 @@ impl Ahead {
         first: First,
         look: impl Fn(u32) -> Option<Neighbour>,
         absent: impl Fn(u32) -> bool,
-    ) -> Vec<u32> {
+    ) -> Picked {
         let First { chunk, touch, missed, goes_on, ceiling } = first;
-        let Some(own) = look(chunk) else { return Vec::new() };
+        let Some(own) = look(chunk) else { return Picked::default() };
         let bits = self.bits(count);
         let mut state = self.state();
         let state = &mut *state;
@@ -192,14 +201,15 @@ impl Ahead {
         }
         // What is here by other means was fetched for a reason of its own.
         if ceiling == 0 || !(missed || guessed) {
-            return Vec::new();
+            return Picked::default();
         }
         picker.before(stream, goes_on.then_some(stored), ceiling);
+        let ordered = picker.picked.len();
         if stream.consumed < IN_ORDER && state.recent.pays() {
             // All of a small directory. Less at first: many are only passed through.
             let window = if again { ceiling } else { ceiling / 2 }.saturating_sub(unread);
             // What is guessed here is read in any order, so hits count too; but not for a few more bytes.
-            if let Some(home) = own.home.filter(|_| missed || window >= ceiling / 2) {
+            if let Some(home) = own.home.filter(|_| missed || window >= ceiling / 4) {
                 picker.directory(chunk, home, window);
             }
             if missed {
@@ -214,7 +224,22 @@ impl Ahead {
                 state.runs.entry(home).or_default().unread += stored;
             }
         }
-        picker.picked.into_iter().map(|(chunk, _)| chunk).collect()
+        let mut all =
+            picker.picked.into_iter().map(|(chunk, neighbour)| (chunk, u64::from(neighbour.stored)));
+        let now = all.by_ref().take(ordered).map(|(chunk, _)| chunk).collect();
+        let mut picked = Picked { now, later: Vec::new() };
+        // What lies behind a miss comes with it.
+        let (mut next, mut room) = (chunk.saturating_add(1), if missed { ceiling / 8 * 3 } else { 0 });
+        for (chunk, stored) in all {
+            match room.checked_sub(stored).filter(|_| chunk == next) {
+                Some(rest) => {
+                    (next, room) = (next.saturating_add(1), rest);
+                    picked.now.push(chunk);
+                }
+                None => picked.later.push(chunk),
+            }
+        }
+        picked
     }
 }
 
@@ -362,7 +387,8 @@ mod tests {
             let absent = |c: u32| !self.here.borrow()[c as usize];
             if touch != Touch::Known {
                 let first = First { chunk, touch, missed, goes_on: false, ceiling: 1 << 20 };
-                let picked = self.ahead.plan(COUNT, first, look, absent);
+                let Picked { now: mut picked, later } = self.ahead.plan(COUNT, first, look, absent);
+                picked.extend(later);
                 self.most = self.most.max(picked.len());
                 for c in picked {
                     assert!(!self.here.borrow()[c as usize], "{c} is here already");
@@ -462,7 +488,9 @@ mod tests {
         let read = |chunk, missed| {
             let touch = ahead.touch(100, chunk);
             let first = First { chunk, touch, missed, goes_on: false, ceiling: 1 << 20 };
-            ahead.plan(100, first, look, |_| true)
+            let Picked { now: mut picked, later } = ahead.plan(100, first, look, |_| true);
+            picked.extend(later);
+            picked
         };
         assert_eq!(read(50, true), [51, 52], "half, for the first touch");
         assert_eq!(read(60, true), [61, 62, 63], "the other half");
@@ -479,7 +507,7 @@ mod tests {
         for chunk in 0..100 {
             let touch = ahead.touch(COUNT, chunk);
             let first = First { chunk, touch, missed: true, goes_on: true, ceiling: 0 };
-            assert!(ahead.plan(COUNT, first, look, |_| true).is_empty());
+            assert_eq!(ahead.plan(COUNT, first, look, |_| true), Picked::default());
         }
         assert_eq!(ahead.touch(COUNT, 5), Touch::Known);
     }

@@ -1,8 +1,11 @@
 //! `GET /metrics`: everything in Prometheus' text form.
 
+mod stores;
+
 use super::routes::App;
 use crate::mounts::{LATENCY_BOUNDS_US, OP_NAMES, Op, OpTotals};
 use rafs::reader::EngineMetrics;
+use rafs::store::Store as _;
 use std::fmt::Write as _;
 
 /// Content type of the text form.
@@ -49,7 +52,11 @@ pub(super) fn page(app: &App) -> String {
     let totals: Vec<(String, OpTotals)> =
         mounts.iter().map(|m| (m.path.to_string(), m.backend.counters().totals())).collect();
     operations(&mut text, &totals);
-    engine(&mut text, &daemon.storage().engine().metrics());
+    let metrics = daemon.storage().engine().metrics();
+    engine(&mut text, &metrics);
+    let used: Vec<(&str, String)> =
+        mounts.iter().filter_map(|m| Some((m.path.as_str(), m.net.as_ref()?.identity()?))).collect();
+    stores::stores(&mut text, &metrics, &used);
     text.family("rafsd_store_fetches_total", "counter", "Ranges asked of the store behind a mount.");
     for mounted in &mounts {
         if let Some(net) = &mounted.net {

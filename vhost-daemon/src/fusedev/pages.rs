@@ -190,14 +190,10 @@ mod tests {
         let pages = Pages::default();
         let mut pieces = Vec::new();
         assert!(pages.lend(&mut pieces, one.as_fd(), 0, 100_000));
-        one.set_len(10).unwrap();
+        one.set_len(0).unwrap();
         assert!(!pages.lend(&mut Vec::new(), one.as_fd(), 0, 100_000));
-        // To a pipe or a device the kernel says EFAULT; what was there before the cut may have gone.
-        let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
-        let _ = send(null.as_fd(), b"head", &pieces);
-        let (from, to) = std::io::pipe().unwrap();
-        let error = send(to.as_fd(), b"", &pieces).map(|()| 0).unwrap_err();
+        let (to, _from) = std::os::unix::net::UnixStream::pair().unwrap();
+        let error = send(to.as_fd(), b"", &pieces).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
-        drop(from);
     }
 }

@@ -229,11 +229,12 @@ impl<F: GuestFs + 'static> Harness<F> {
         (len, i32::from_le_bytes([e, f, g, h]), u64::from_le_bytes(unique))
     }
 
-    /// The first `len` bytes of the reply of place `slot`, its header included.
+    /// The first `len` bytes behind the header of the reply of place `slot`, prepared in one piece.
     #[must_use]
-    pub fn reply_bytes(&self, slot: u16, len: usize) -> Vec<u8> {
+    pub fn reply_payload(&self, slot: u16, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len.min(usize::try_from(REPLY_ROOM).unwrap_or(0))];
-        let at = GuestAddress(REPLIES + u64::from(slot) * REPLY_ROOM);
+        // The header stands alone on a page.
+        let at = GuestAddress(REPLIES + u64::from(slot) * REPLY_ROOM + 0x1000);
         match self.memory.read_slice(&mut bytes, at) {
             Ok(()) => bytes,
             Err(_) => Vec::new(),

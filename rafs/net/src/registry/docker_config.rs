@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Largest file or answer that is read, bytes.
@@ -118,10 +119,13 @@ fn ask_helper(helper: &str, server: &str) -> Option<Credentials> {
         tracing::warn!(helper, "not the name of a credential helper");
         return None;
     }
-    let program = format!("docker-credential-{helper}");
+    run_helper(&format!("docker-credential-{helper}"), server, HELPER_TIME)
+}
+
+fn run_helper(program: &str, server: &str, time: Duration) -> Option<Credentials> {
     let failed =
         |reason: &dyn std::fmt::Display| tracing::warn!(program, %reason, "credential helper failed");
-    let mut child = Command::new(&program)
+    let mut child = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -132,15 +136,21 @@ fn ask_helper(helper: &str, server: &str) -> Option<Credentials> {
     // The name fits into the pipe; the helper may end without reading it.
     drop(child.stdin.take().map(|mut stdin| stdin.write_all(server.as_bytes())));
     let stdout = child.stdout.take()?;
-    let reader = std::thread::spawn(move || {
-        let mut answer = Vec::new();
-        stdout.take(SIZE_MAX).read_to_end(&mut answer).map(|_| answer)
-    });
+    // Not joined: whatever the helper has started may keep the pipe open for ever.
+    let (answered, answer) = mpsc::channel();
+    let read = move || {
+        let mut bytes = Vec::new();
+        drop(answered.send(stdout.take(SIZE_MAX).read_to_end(&mut bytes).map(|_| bytes)));
+    };
+    let thread = std::thread::Builder::new().name("credential-helper".into());
+    let reading = thread.spawn(read).map(drop).inspect_err(|e| failed(e));
     let began = Instant::now();
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if began.elapsed() < HELPER_TIME => std::thread::sleep(Duration::from_millis(10)),
+            Ok(None) if reading.is_ok() && began.elapsed() < time => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             _ => {
                 failed(&"no answer in time");
                 drop(child.kill());
@@ -153,7 +163,13 @@ fn ask_helper(helper: &str, server: &str) -> Option<Credentials> {
         tracing::debug!(program, %status, "credential helper has nothing");
         return None;
     }
-    let answer = reader.join().ok()?.inspect_err(|e| failed(e)).ok()?;
+    let left = time.saturating_sub(began.elapsed()).max(Duration::from_millis(100));
+    let answer = answer
+        .recv_timeout(left)
+        .inspect_err(|_| failed(&"it ended without ending its answer"))
+        .ok()?
+        .inspect_err(|e| failed(e))
+        .ok()?;
     let found: Helped = serde_json::from_slice(&answer)
         .inspect_err(|_| failed(&"its answer is not the JSON it should be"))
         .ok()?;
@@ -189,6 +205,41 @@ mod tests {
         }
         assert_eq!(with("{", "reg"), None);
         assert_eq!(lookup(Path::new("/nonexistent"), "reg"), None);
+    }
+
+    /// What a helper gets out that is a shell script of the test's.
+    fn helped(script: &str) -> Option<Credentials> {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("helper");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        run_helper(path.to_str().unwrap(), "reg:5000", Duration::from_millis(1500))
+    }
+
+    #[test]
+    fn helpers_answer_or_not() {
+        let good = r#"read -r s; printf '{"ServerURL":"%s","Username":"u","Secret":"%s"}' "$s" "$s-$1""#;
+        assert!(is_basic(helped(good), "u:reg:5000-get"));
+        let token = r#"echo '{"Username":"<token>","Secret":"it"}'"#;
+        assert_eq!(helped(token), Secret::new("it").map(Credentials::Identity));
+        for nothing in [
+            "echo credentials not found in native keychain; exit 1",
+            "exit 0",
+            "echo '{\"Username\":7}'",
+            "kill -9 $$",
+            "exec sleep 60",
+            "exec yes",
+            "head -c 3000000 /dev/zero",
+            // It ends, and what it has started does not.
+            "sleep 5 & exit 0",
+        ] {
+            let begun = Instant::now();
+            assert_eq!(helped(nothing), None, "{nothing}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{nothing}");
+        }
+        // An answer is an answer, whatever the exit leaves behind or says on the other channel.
+        assert!(is_basic(helped(r#"echo oops >&2; echo '{"Username":"u","Secret":"p"}'"#), "u:p"));
     }
 
     #[test]

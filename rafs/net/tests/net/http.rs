@@ -76,7 +76,7 @@ fn every_fault_alone_is_survived() {
         }
     }
     let counters = store.counters();
-    assert_eq!(counters.fetches, 6 * 17);
+    assert_eq!(counters.fetches, 6 * u64::try_from(Fault::ALL.len()).unwrap());
     assert!(counters.failed_transient > 10 && counters.failed_denied > 0 && counters.failed_missing > 0);
     assert!(counters.failed_wrong > 0 && counters.tries > counters.fetches);
     assert_eq!(counters.latency.iter().sum::<u64>(), counters.fetched);

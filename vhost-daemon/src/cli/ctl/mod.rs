@@ -66,7 +66,7 @@ enum CtlCommand {
         #[arg(long)]
         replace: bool,
     },
-    /// Unmount
+    /// Unmount what is at a path; reads that have begun end
     Umount {
         /// Where in the namespace
         path: String,
