@@ -118,7 +118,8 @@ fn damaged_cache_files_are_mended() {
         removed.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     };
     // What, and what is to be taken out of the way afterwards, since nobody but the operator may do that.
-    let damages: [(&str, &dyn Fn(), &[&Path]); 16] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(), &'a [&'a Path]);
+    let damages: [Damage<'_>; 16] = [
         ("flipped bytes", &|| flip(&data, 0, 20_000), &[]),
         ("half of the data", &|| open(&data).set_len(len(&data) / 2).unwrap(), &[]),
         (

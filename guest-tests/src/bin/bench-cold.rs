@@ -59,9 +59,9 @@ fn connect(daemon: &Daemon) -> Result<Client> {
     Ok(Client::connect(&daemon.socket, &options)?)
 }
 
-fn percentile(times: &mut [Duration], part: f64) -> Duration {
+fn percentile(times: &mut [Duration], per_mille: usize) -> Duration {
     times.sort_unstable();
-    let at = (times.len() as f64 * part) as usize;
+    let at = times.len() * per_mille / 1000;
     times.get(at.min(times.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
@@ -122,7 +122,7 @@ fn beside(args: &Args, image: &Image) -> Result<()> {
         f64::from(colds) / begun.elapsed().as_secs_f64()
     );
     for (name, times) in [("GETATTR", &mut attrs), ("hot READ", &mut hots)] {
-        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|p| percentile(times, p));
+        let [p50, p99, p999] = [500, 990, 999].map(|p| percentile(times, p));
         println!("  {name:9} {:7} answers, p50 {p50:?}, p99 {p99:?}, p99.9 {p999:?}", times.len());
     }
     Ok(())

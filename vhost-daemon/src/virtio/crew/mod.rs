@@ -10,18 +10,18 @@
 
 mod hand;
 mod queue;
+mod seat;
 mod watch;
 
 pub(super) use hand::Hand;
+pub(super) use seat::Seat;
 
 use crate::interrupt;
-use crate::virtio::call::is_watchable;
 use hand::Progress;
 use queue::{After, Key, Pick, Queue};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -40,8 +40,6 @@ const WORTH_WAKING: Duration = Duration::from_micros(20);
 const SPELL: u32 = 64;
 /// How long a worker that is too many sleeps before it ends.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// How long the end of a ring waits for the worker that has it.
-const LEAVE_TIME: Duration = Duration::from_secs(5);
 
 /// How a visit to a ring ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,7 +230,7 @@ impl Crew {
                 Ok(()) => {}
             }
         }
-        Ok(Seat { shared: Arc::clone(shared), key })
+        Ok(Seat::new(Arc::clone(shared), key))
     }
 }
 
@@ -458,73 +456,10 @@ impl State {
     }
 }
 
-/// A ring's place in the crew.
-#[derive(Debug)]
-pub(super) struct Seat {
-    shared: Arc<Shared>,
-    key: Key,
-}
-
-impl Seat {
-    /// Has the ring visited soon.
-    pub(super) fn wake(&self) {
-        let mut state = self.shared.lock();
-        let asleep = state.queue.wake(self.key) && state.awake <= state.stuck;
-        drop(state);
-        if asleep {
-            self.shared.ring_bell();
-        }
-    }
-
-    /// Has the ring visited whenever somebody writes to `kick`, which is never read: every write wakes, and a front-end
-    /// that reads its own descriptor cannot make a worker wait. The file has to stay open until [`Seat::unwatch`].
-    ///
-    /// # Errors
-    ///
-    /// That of epoll_ctl(2); `EPERM` for what is no event descriptor or pipe.
-    pub(super) fn watch(&self, kick: &File) -> io::Result<()> {
-        if !is_watchable(kick) {
-            return Err(io::Error::from_raw_os_error(libc::EPERM));
-        }
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        let data = epoll::EventData::new_u64(self.key.to_u64());
-        Ok(epoll::add(&self.shared.epoll, kick.as_fd(), data, flags)?)
-    }
-
-    /// Ends [`Seat::watch`].
-    pub(super) fn unwatch(&self, kick: &File) {
-        let _ = epoll::delete(&self.shared.epoll, kick.as_fd());
-    }
-
-    /// Takes the ring out. When this returns no worker has it, unless one hangs in the kernel.
-    pub(super) fn leave(&self) {
-        let shared = &self.shared;
-        let mut state = shared.lock();
-        if !state.queue.leave(self.key) {
-            return;
-        }
-        let deadline = Instant::now() + LEAVE_TIME;
-        while state.queue.is_leaving(self.key) {
-            if Instant::now() >= deadline {
-                tracing::warn!("a request hangs in the kernel; its worker is left to it");
-                return;
-            }
-            state = shared
-                .left
-                .wait_timeout(state, Duration::from_millis(20))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-            // A front-end may fill the counter that a worker is about to write to.
-            for worker in state.workers.iter().filter(|w| w.progress.is_calling(self.key)) {
-                interrupt::thread(&worker.thread);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -671,7 +606,7 @@ mod tests {
         rustix::fs::fcntl_setfl(&other, rustix::fs::OFlags::empty()).unwrap();
         rustix::io::write(&other, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         seat.wake();
-        until("the call", || crew.0.lock().workers.iter().any(|w| w.progress.is_calling(seat.key)));
+        until("the call", || crew.0.lock().workers.iter().any(|w| w.progress.is_calling(seat.key())));
         let honest = Busy::with(100);
         let beside = crew.enter(Arc::clone(&honest) as Arc<dyn Served>).unwrap();
         beside.wake();
