@@ -3,6 +3,7 @@
 use crate::support::*;
 use guest_tests::servers::{BlobServer, DockerRegistry, Fault, installed};
 use guest_tests::support::random::Random;
+use rafs::reader::ReaderOptions;
 use rafs::store::Store;
 use rafs_net::{HttpOptions, HttpProxyOptions, NetStore, RegistryOptions, Scheme};
 use std::sync::Arc;
@@ -143,11 +144,17 @@ fn a_store_that_is_gone_is_an_error_in_time_and_recovers() {
 
 #[test]
 fn eight_cold_reads_take_two_round_trips() {
+    eight_cold_reads(0);
+    eight_cold_reads(ReaderOptions::default().amplify);
+}
+
+fn eight_cold_reads(amplify: u32) {
     const LATENCY: Duration = Duration::from_millis(400);
     let case = case("v6-large-files");
     let server = BlobServer::start(&case.blobs).unwrap();
     let store = registry(&server.host(), &HttpOptions::default());
-    let reader = Arc::new(case.reader(store, Duration::from_secs(30)));
+    let options = ReaderOptions { amplify, workers: 2, ..ReaderOptions::default() };
+    let reader = Arc::new(case.reader_with(store, options));
     let sized = |path: &str| (path.to_owned(), find(reader.image(), path).size);
     let (path, size) = case.files.iter().map(|(path, _)| sized(path)).max_by_key(|(_, size)| *size).unwrap();
     let inode = find(reader.image(), &path);
@@ -171,7 +178,9 @@ fn eight_cold_reads_take_two_round_trips() {
     threads.into_iter().for_each(|t| t.join().unwrap());
     let took = begun.elapsed();
     let arrivals: Vec<_> = server.records().iter().map(|r| r.at - begun).collect();
-    // What is asked for before the first answer can have come belongs to the first round trip.
-    assert!(arrivals.len() <= 8 && arrivals.iter().all(|at| *at < LATENCY), "{arrivals:?}");
+    // What is asked for before the first answer can have come belongs to the first round trip; what is guessed, and nobody
+    // waits for, may come later.
+    let first = arrivals.iter().filter(|at| **at < LATENCY).count();
+    assert!(first <= 8 && (amplify > 0 || first == arrivals.len()), "{arrivals:?}");
     assert!(took < LATENCY * 2, "{took:?}");
 }

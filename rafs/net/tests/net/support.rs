@@ -107,7 +107,10 @@ pub fn case(name: &str) -> Case {
 
 impl Case {
     pub fn reader(&self, store: Arc<dyn Store>, deadline: Duration) -> Reader {
-        let options = ReaderOptions { workers: 2, deadline, ..ReaderOptions::default() };
+        self.reader_with(store, ReaderOptions { workers: 2, deadline, ..ReaderOptions::default() })
+    }
+
+    pub fn reader_with(&self, store: Arc<dyn Store>, options: ReaderOptions) -> Reader {
         Reader::new(Arc::new(Image::open(&self.bootstrap).unwrap()), store, options).unwrap()
     }
 
