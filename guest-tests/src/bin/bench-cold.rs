@@ -2,7 +2,8 @@
 //!
 //! *Beside cold reads*: as many as wanted are on their way to a store far away, all the time, and on the same ring one
 //! GETATTR and one hot READ after the other. *Verification*: processor time of the daemon for cold and hot reads of an image
-//! with local blobs, with `--verify on` and `off`, by digest and compressor. Ratios count, of the best of some rounds.
+//! with `--verify on` and `off`, by digest and compressor, with blobs in a local directory and behind HTTP. Ratios count, of
+//! the best of some rounds.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -69,12 +70,11 @@ fn percentile(times: &mut [Duration], per_mille: usize) -> Duration {
 fn beside(args: &Args, image: &Image) -> Result<()> {
     let server = BlobServer::start(&image.blobs)?;
     let dir = tempfile::tempdir()?;
-    let backend = format!(
-        "[backend]\ntype = \"registry\"\n[backend.registry]\nhost = \"{}\"\nrepo = \"a/b\"\nscheme = \"http\"\n",
-        server.host()
-    );
-    let daemon =
-        Daemon::rafsd_with(&image.bootstrap, &config(dir.path(), &backend, 0)?, &["--log-level", "warn"])?;
+    let daemon = Daemon::rafsd_with(
+        &image.bootstrap,
+        &config(dir.path(), &registry(&server), 0)?,
+        &["--log-level", "warn"],
+    )?;
     let mut client = connect(&daemon)?;
     let (data, hot) = (client.resolve(b"data")?, client.resolve(b"hot")?.node);
     let hot_size = u32::try_from(HOT_BYTES)?;
@@ -128,13 +128,18 @@ fn beside(args: &Args, image: &Image) -> Result<()> {
     Ok(())
 }
 
+fn registry(server: &BlobServer) -> String {
+    format!(
+        "[backend]\ntype = \"registry\"\n[backend.registry]\nhost = \"{}\"\nrepo = \"a/b\"\nscheme = \"http\"\n",
+        server.host()
+    )
+}
+
 /// Processor time of a daemon for all of `data`, cold and then hot.
-fn cost(image: &Image, verify: &str) -> Result<[f64; 2]> {
+fn cost(image: &Image, backend: &str, verify: &str) -> Result<[f64; 2]> {
     let dir = tempfile::tempdir()?;
-    let backend =
-        format!("[backend]\ntype = \"localfs\"\n[backend.localfs]\ndir = \"{}\"\n", image.blobs.display());
     let flags = ["--log-level", "error", "--verify", verify];
-    let daemon = Daemon::rafsd_with(&image.bootstrap, &config(dir.path(), &backend, 0)?, &flags)?;
+    let daemon = Daemon::rafsd_with(&image.bootstrap, &config(dir.path(), backend, 0)?, &flags)?;
     let mut client = connect(&daemon)?;
     let data = client.resolve(b"data")?;
     let mut costs = [0.0; 2];
@@ -173,25 +178,32 @@ fn verification(args: &Args, source: &Path) -> Result<()> {
     for digester in ["blake3", "sha256"] {
         for compressor in ["zstd", "lz4_block"] {
             let image = Image::build(source, 6, &["--digester", digester, "--compressor", compressor])?;
-            let mut costs = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
-            for _ in 0..args.rounds {
-                for (verify, costs) in ["on", "off"].iter().zip(&mut costs) {
-                    let [cold, hot] = cost(&image, verify)?;
-                    costs[0].push(cold);
-                    costs[1].push(hot);
-                }
-            }
-            let [on, off] = costs.map(|costs| costs.map(best));
-            println!(
-                "  {digester:6} {compressor:9} cold: {:.0} ms, {:.0} ms without: {:+.1} %   hot, 8 times: {:.0} ms, {:.0} ms \
-                 without: {:+.1} %",
-                on[0] * 1e3,
-                off[0] * 1e3,
-                (on[0] - off[0]) / on[0] * 100.0,
-                on[1] * 1e3,
-                off[1] * 1e3,
-                (on[1] - off[1]) / on[1] * 100.0
+            let server = BlobServer::start(&image.blobs)?;
+            let local = format!(
+                "[backend]\ntype = \"localfs\"\n[backend.localfs]\ndir = \"{}\"\n",
+                image.blobs.display()
             );
+            for (place, backend) in [("local", local), ("HTTP", registry(&server))] {
+                let mut costs = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
+                for _ in 0..args.rounds {
+                    for (verify, costs) in ["on", "off"].iter().zip(&mut costs) {
+                        let [cold, hot] = cost(&image, &backend, verify)?;
+                        costs[0].push(cold);
+                        costs[1].push(hot);
+                    }
+                }
+                let [on, off] = costs.map(|costs| costs.map(best));
+                println!(
+                    "  {place:5} {digester:6} {compressor:9} cold: {:.0} ms, {:.0} ms without: {:+.1} %   hot, 8 times: {:.0} ms, {:.0} ms \
+                     without: {:+.1} %",
+                    on[0] * 1e3,
+                    off[0] * 1e3,
+                    (on[0] - off[0]) / on[0] * 100.0,
+                    on[1] * 1e3,
+                    off[1] * 1e3,
+                    (on[1] - off[1]) / on[1] * 100.0
+                );
+            }
         }
     }
     Ok(())
