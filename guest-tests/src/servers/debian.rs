@@ -182,7 +182,7 @@ impl Nginx {
         let (plain, tls) = (free_port()?, free_port()?);
         let temp = dir.path().display();
         let config = format!(
-            "daemon off;\npid {temp}/pid;\nerror_log stderr;\nworker_processes 1;\nevents {{}}\nhttp {{\n  \
+            "daemon off;\nmaster_process off;\npid {temp}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\n  \
              access_log off;\n  client_body_temp_path {temp}/t1;\n  proxy_temp_path {temp}/t2;\n  \
              fastcgi_temp_path {temp}/t3;\n  uwsgi_temp_path {temp}/t4;\n  scgi_temp_path {temp}/t5;\n  server {{\n    \
              listen 127.0.0.1:{plain};\n    listen 127.0.0.1:{tls} ssl;\n    ssl_certificate {temp}/cert.pem;\n    \
