@@ -191,7 +191,7 @@ impl Nginx {
             root = root.display()
         );
         std::fs::write(at("nginx.conf"), config)?;
-        // Its workers must be able to read what the test's own user can.
+        // It must be able to read what the test's own user can.
         let user = if rustix::process::getuid().is_root() { "user root;" } else { "" };
         let mut command = Command::new("/usr/sbin/nginx");
         command.arg("-c").arg(at("nginx.conf")).arg("-e").arg(at("error.log")).arg("-g").arg(user);

@@ -43,8 +43,6 @@ const SLOW_MAX: usize = 32;
 const THREADS_MAX: usize = SLOW_MAX + 2;
 /// How long a thread waits for the next such request.
 const IDLE: Duration = Duration::from_secs(1);
-/// What the API's threads leave to others, as nice(1) counts: not so much that a mount they make keeps others waiting.
-const NICE: i32 = 10;
 /// How long connections have to finish what they say when the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -86,14 +84,12 @@ impl ApiServer {
             .max_blocking_threads(THREADS_MAX)
             .thread_keep_alive(IDLE)
             .thread_name("api-work")
-            .on_thread_start(give_way)
             .build()
             .context("cannot start the API's event loop")?;
         let (stop, stopped) = watch::channel(false);
         let thread = std::thread::Builder::new()
             .name("api".to_owned())
             .spawn(move || {
-                give_way();
                 runtime.block_on(serve(listener, app, stopped));
                 // A mount that hangs on its storage must not keep the process.
                 runtime.shutdown_timeout(FAREWELL);
@@ -113,14 +109,6 @@ impl ApiServer {
         {
             tracing::error!("the API's thread ended by a panic");
         }
-    }
-}
-
-/// Guests come first when there is not enough processor for all.
-fn give_way() {
-    let own = rustix::thread::gettid();
-    if let Err(error) = rustix::process::setpriority_process(Some(own), NICE) {
-        tracing::debug!("the API's threads keep their priority: {error}");
     }
 }
 
