@@ -3,7 +3,7 @@
 
 use guest_tests::frontend::walk::{WalkOptions, walk};
 use guest_tests::frontend::{Client, Options};
-use guest_tests::servers::{Canned, CannedServer, DockerRegistry, installed};
+use guest_tests::servers::{Canned, CannedServer, DockerRegistry, TokenService, installed};
 use guest_tests::support::binaries::ours;
 use guest_tests::support::image::Case;
 use guest_tests::support::process::Process;
@@ -231,6 +231,41 @@ fn from_a_registry_that_asks_who_we_are() {
     let dir = tempfile::tempdir().unwrap();
     let error = serve(&image, &[], dir.path()).unwrap_err();
     assert!(error.contains("the registry wants a user and a password"), "{error}");
+}
+
+#[test]
+fn from_a_registry_that_wants_tokens() {
+    if !installed("docker-registry") || !installed("openssl") {
+        return;
+    }
+    let case = Case::named("v6-zstd-blake3").unwrap();
+    let packed = pack(&case);
+    let service = TokenService::start().unwrap();
+    let server = DockerRegistry::start_with_tokens(&packed.blobs, &service).unwrap();
+    let token = service.token("a/b", &["pull", "push"]).unwrap();
+    put_manifest(&server.host, "v1", &packed.manifest, &format!("Authorization: Bearer {token}\r\n"));
+    let image = format!("{}/a/b:v1", server.host);
+    // To everybody, then to those with a password only.
+    shows(&case, &image, &[]);
+    service.set(|s| s.auth = Some("dTpw".into()));
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = serve_as(&image, &[], dir.path(), Some("dTpw")).unwrap();
+    let mut client = Client::connect(&dir.path().join("s"), &Options::default()).unwrap();
+    let node = client.resolve(b"/sizes/f4097").unwrap().node;
+    assert_eq!(client.read(node, 0, 0, 8192).unwrap().len(), 4097);
+    process.terminate().unwrap();
+    process.wait(LIMIT).unwrap();
+    assert!(!process.output().contains("dTpw") && !process.output().contains("eyJ"), "{}", process.output());
+    // Refused: nobody, somebody else, and somebody who may not read this.
+    let refused = |auth: Option<&str>, part: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let error = serve_as(&image, &[], dir.path(), auth).unwrap_err();
+        assert!(error.contains(part) && error.lines().count() == 1, "{part:?} is not in {error}");
+    };
+    refused(None, "no token from http://127.0.0.1:");
+    refused(Some("d3Jvbmc6d3Jvbmc="), "401");
+    service.set(|s| s.actions = vec!["push".into()]);
+    refused(Some("dTpw"), "repository:a/b:pull");
 }
 
 #[test]

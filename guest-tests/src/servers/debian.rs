@@ -1,7 +1,6 @@
 //! Debian's servers, each on a free port of 127.0.0.1 with files in a folder of its own: docker-registry, nginx with
 //! TLS, tinyproxy. `make deps` installs them.
 
-use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use super::token_service::TokenService;
 use crate::support::process::Process;
 
 /// Whether `program` is there. Where it is not, a test says so and passes, except with `CI=true`.
@@ -36,7 +36,7 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-fn run(command: &mut Command) -> Result<Vec<u8>> {
+pub(super) fn run(command: &mut Command) -> Result<Vec<u8>> {
     let out = command.output().with_context(|| format!("running {:?}", command.get_program()))?;
     if !out.status.success() {
         bail!("{:?}: {}", command.get_program(), String::from_utf8_lossy(&out.stderr));
@@ -74,6 +74,33 @@ impl DockerRegistry {
     /// When it does not start.
     pub fn start(blobs: &Path, user: Option<(&str, &str)>) -> Result<Self> {
         let dir = tempfile::tempdir()?;
+        let auth = match user {
+            Some((user, password)) => {
+                let htpasswd = dir.path().join("htpasswd");
+                std::fs::write(&htpasswd, run(Command::new("htpasswd").args(["-Bbn", user, password]))?)?;
+                format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", htpasswd.display())
+            }
+            None => String::new(),
+        };
+        Self::serve(dir, blobs, &auth)
+    }
+
+    /// The same for those who show a token of `service`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_with_tokens(blobs: &Path, service: &TokenService) -> Result<Self> {
+        let auth = format!(
+            "auth:\n  token:\n    realm: {}\n    service: {}\n    issuer: {}\n    rootcertbundle: {}\n",
+            service.realm(),
+            TokenService::SERVICE,
+            TokenService::ISSUER,
+            service.certificate().display()
+        );
+        Self::serve(tempfile::tempdir()?, blobs, &auth)
+    }
+
+    fn serve(dir: TempDir, blobs: &Path, auth: &str) -> Result<Self> {
         let port = free_port()?;
         let root = dir.path().join("data");
         let store = root.join("docker/registry/v2");
@@ -88,16 +115,11 @@ impl DockerRegistry {
             std::fs::create_dir_all(&link)?;
             std::fs::write(link.join("link"), format!("sha256:{name}"))?;
         }
-        let mut config = format!(
+        let config = format!(
             "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  \
-             addr: 127.0.0.1:{port}\n",
+             addr: 127.0.0.1:{port}\n{auth}",
             root.display()
         );
-        if let Some((user, password)) = user {
-            let htpasswd = dir.path().join("htpasswd");
-            std::fs::write(&htpasswd, run(Command::new("htpasswd").args(["-Bbn", user, password]))?)?;
-            let _ = write!(config, "auth:\n  htpasswd:\n    realm: test\n    path: {}\n", htpasswd.display());
-        }
         let file = dir.path().join("config.yml");
         std::fs::write(&file, config)?;
         let mut command = Command::new("docker-registry");

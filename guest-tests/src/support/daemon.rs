@@ -1,5 +1,6 @@
 //! Daemons that serve virtio-fs: ours, and the peer that serves a plain directory.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -62,6 +63,22 @@ impl Daemon {
         command.arg("--config").arg(config).args(["--queues", "1", "--log-level", "trace"]);
         // What the person who runs the test has logged in to is none of its business.
         command.env("DOCKER_CONFIG", dir.path()).env_remove("IMAGE_PULL_AUTH").envs(vars.iter().copied());
+        Self::start(command, dir, socket).context("starting rafsd")
+    }
+
+    /// The same run by another command, such as `unshare -m sh -c '...; exec "$@"' sh`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn rafsd_under(wrapper: &[String], bootstrap: &Path, config: &Path) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let socket = dir.path().join("fs.sock");
+        let rafsd = binaries::ours("rafsd")?;
+        let mut words = wrapper.iter().map(OsStr::new).chain([rafsd.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).arg("virtiofs").arg("--sock").arg(&socket).arg("--bootstrap").arg(bootstrap);
+        command.arg("--config").arg(config).args(["--queues", "1", "--log-level", "debug"]);
+        command.env("DOCKER_CONFIG", dir.path()).env_remove("IMAGE_PULL_AUTH");
         Self::start(command, dir, socket).context("starting rafsd")
     }
 

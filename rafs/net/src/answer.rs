@@ -49,17 +49,18 @@ fn partial(headers: &HeaderMap, range: &Range<u64>) -> Result<Body, Failure> {
     };
     let bad = || Failure::wrong(format!("Content-Range {value:?} makes no sense"));
     let got = value.to_str().ok().and_then(parse_content_range).ok_or_else(bad)?;
-    if got.first != range.start || got.last >= range.end {
+    // What is asked for may come with more around it, as from caches that keep whole pages.
+    let skip = range.start.checked_sub(got.first).filter(|&skip| skip <= SKIP_MAX && got.last >= range.start);
+    let Some(skip) = skip else {
         return Err(Failure::wrong(format!("Content-Range {value:?} is not what was asked for")));
-    }
-    let len = got.last - got.first + 1;
-    if announced.is_some_and(|announced| announced != len) {
+    };
+    if announced.is_some_and(|announced| announced != got.last - got.first + 1) {
         return Err(Failure::wrong(format!("Content-Range {value:?} and Content-Length do not agree")));
     }
     if let Some(total) = got.total.filter(|&total| total < range.end) {
         return Err(too_short(total));
     }
-    Ok(Body { skip: 0, len })
+    Ok(Body { skip, len: range.end.min(got.last + 1) - range.start })
 }
 
 fn whole(headers: &HeaderMap, range: &Range<u64>, ranges: Ranges) -> Result<Body, Failure> {
@@ -91,7 +92,9 @@ fn plain(headers: &HeaderMap) -> Result<(), Failure> {
             "the body is in Content-Encoding {coding:?}, which was not asked for"
         )));
     }
-    if headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"multipart/byteranges")) {
+    let several = b"multipart/byteranges";
+    let begins = |t: &[u8]| t.get(..several.len()).is_some_and(|t| t.eq_ignore_ascii_case(several));
+    if headers.get(CONTENT_TYPE).is_some_and(|t| begins(t.as_bytes())) {
         return Err(Failure::wrong("several ranges where one was asked for"));
     }
     Ok(())
@@ -193,13 +196,19 @@ mod tests {
         assert_eq!(ok(&[("content-range", "bytes 10-19/100")]), Ok(Body { skip: 0, len: 10 }));
         assert_eq!(ok(&[("content-range", "bytes 10-14/100")]), Ok(Body { skip: 0, len: 5 }));
         assert_eq!(ok(&[("content-length", "10")]), Ok(Body { skip: 0, len: 10 }));
+        assert_eq!(ok(&[("content-range", "bytes 8-31/*")]), Ok(Body { skip: 2, len: 10 }));
+        assert_eq!(
+            ok(&[("content-range", "bytes 0-14/100"), ("content-length", "15")]),
+            Ok(Body { skip: 10, len: 5 })
+        );
         for bad in [
             &[][..],
             &[("content-length", "11")],
             &[("content-length", "ten"), ("content-range", "bytes 10-19/100")],
             &[("content-length", "9"), ("content-range", "bytes 10-19/100")],
-            &[("content-range", "bytes 9-19/100")],
-            &[("content-range", "bytes 10-20/100")],
+            &[("content-range", "bytes 11-20/100")],
+            &[("content-range", "bytes 0-9/100")],
+            &[("content-range", "bytes 8-31/*"), ("content-length", "10")],
             &[("content-range", "bytes 10-14/15")],
             &[("content-range", "nonsense")],
             &[("content-range", "bytes 10-19/100"), ("content-encoding", "gzip")],

@@ -13,6 +13,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+/// Largest refusal that is read, bytes.
+const REFUSAL_MAX: usize = 16 << 10;
+
 /// Puts headers on a request that say who asks.
 pub(crate) trait Signer: Send + Sync + fmt::Debug {
     /// `key` is the object's name with its prefix, as it is, not escaped.
@@ -93,10 +96,62 @@ impl Endpoint for Bucket {
         Box::pin(async move {
             let exchange = self.send(link, object, want, route).await?;
             // Signatures are good for minutes; a machine whose clock is wrong learns the time from the refusal.
-            if exchange.status().as_u16() == 403 && self.clock.learn(exchange.response.headers()) {
-                return self.send(link, object, want, route).await;
+            let exchange =
+                if exchange.status().as_u16() == 403 && self.clock.learn(exchange.response.headers()) {
+                    self.send(link, object, want, route).await?
+                } else {
+                    exchange
+                };
+            // The answer to HEAD has no words; whether that is meant is seen by asking otherwise.
+            if want != Want::Head && exchange.status().is_client_error() {
+                return Err(refusal(exchange).await);
             }
             Ok(exchange)
         })
+    }
+}
+
+/// What a refusal is, in the words of the bucket's server.
+async fn refusal(exchange: Exchange) -> Failure {
+    let mut failure = exchange.failure();
+    if let Ok(body) = exchange.small_body(REFUSAL_MAX).await {
+        let body = String::from_utf8_lossy(&body);
+        if let Some(code) = element(&body, "Code") {
+            let region = element(&body, "Region").map_or_else(String::new, |r| format!(", region {r}"));
+            failure.reason = format!("{} ({code}{region})", failure.reason);
+        }
+    }
+    failure
+}
+
+/// The text of the first element of this name, if it is a plain word.
+fn element<'a>(body: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = body.split_once(&format!("<{name}>"))?;
+    let (text, _) = rest.split_once("</")?;
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    (plain && (1..=64).contains(&text.len())).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_refusals() {
+        let body = "<?xml version=\"1.0\"?><Error><Code>AuthorizationHeaderMalformed</Code><Message>the region 'x' is \
+                    wrong</Message><Region>eu-west-1</Region></Error>";
+        assert_eq!(element(body, "Code"), Some("AuthorizationHeaderMalformed"));
+        assert_eq!(element(body, "Region"), Some("eu-west-1"));
+        assert_eq!(element(body, "Message"), None, "only words");
+        for bad in [
+            "",
+            "<Code>",
+            "<Code></Code>",
+            "<Code>a\nb</Code>",
+            "<Code>x",
+            &format!("<Code>{}</Code>", "x".repeat(65)),
+        ] {
+            assert_eq!(element(bad, "Code"), None, "{bad:.80}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! the environment, repeats nothing by itself.
 
 use crate::{HttpOptions, NetError, Secret};
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder, Proxy};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -50,10 +50,13 @@ fn build(builder: ClientBuilder) -> Result<Client, NetError> {
 }
 
 fn builder(options: &HttpOptions) -> Result<ClientBuilder, NetError> {
+    let mut headers = headers(&options.headers)?;
+    // Ranges are of the object as it is; to say nothing would leave the choice to the server.
+    headers.entry(ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
     let mut builder = Client::builder()
         .tls_backend_preconfigured(tls(options)?)
         .user_agent(USER_AGENT)
-        .default_headers(headers(&options.headers)?)
+        .default_headers(headers)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false)

@@ -13,6 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Life of a token whose service does not say, by the registries' specification. Many live longer: one like that is
+/// renewed in time, but used until then or until it is refused.
+const LIFE_UNSAID: Duration = Duration::from_secs(60);
 /// Renewal begins so long before a token ends, and up to a tenth of its life earlier.
 const RENEW_BEFORE: Duration = Duration::from_secs(20);
 /// Most that chance adds to that.
@@ -222,7 +225,7 @@ impl Authenticator {
             let reason = "the registry wants a user and a password: set `auth` or IMAGE_PULL_AUTH, or log in with docker";
             return Err(Failure::new(Kind::Denied, reason));
         };
-        Ok(self.grant(token::basic(&auth)?, None))
+        Ok(self.grant(token::basic(&auth)?, None, None))
     }
 
     /// A new token; the caller holds `fetching`.
@@ -239,16 +242,17 @@ impl Authenticator {
             state.post_fails = token.post_fails;
             state.renew_pause = RENEW_PAUSE_MIN;
         }
-        Ok(self.grant(header, Some(token.life)))
+        Ok(self.grant(header, Some(token.life.unwrap_or(LIFE_UNSAID)), token.life))
     }
 
-    fn grant(&self, header: HeaderValue, life: Option<Duration>) -> Grant {
+    /// Keeps a header that is to be renewed within `fresh` and is of no use after `life`.
+    fn grant(&self, header: HeaderValue, fresh: Option<Duration>, life: Option<Duration>) -> Grant {
         let now = Instant::now();
         let mut state = self.state();
         state.generation = state.generation.saturating_add(1);
-        let renew_after = life.map(|life| {
-            let spread = (life / 10).min(RENEW_SPREAD_MAX).mul_f64(fastrand::f64());
-            life.saturating_sub(RENEW_BEFORE + spread).max(life / 2)
+        let renew_after = fresh.map(|fresh| {
+            let spread = (fresh / 10).min(RENEW_SPREAD_MAX).mul_f64(fastrand::f64());
+            fresh.saturating_sub(RENEW_BEFORE + spread).max(fresh / 2)
         });
         let grant = Grant {
             header,

@@ -15,37 +15,49 @@ pub(super) enum Challenge {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TokenService {
     pub realm: String,
-    pub service: String,
+    pub service: Option<String>,
     pub scope: Option<String>,
 }
 
 /// Longest header that is looked at, bytes.
 const HEADER_MAX: usize = 8192;
+/// Most that is shown of a server's words, characters.
+const SHOWN_MAX: usize = 200;
 
-/// The first challenge that we can meet.
+/// The challenge to meet: a token's, if there is one, since that may ask for no password.
 pub(super) fn find(headers: &HeaderMap) -> Option<Challenge> {
-    headers
-        .get_all(WWW_AUTHENTICATE)
-        .iter()
-        .filter_map(|value| value.to_str().ok().filter(|v| v.len() <= HEADER_MAX))
-        .flat_map(parse)
-        .find_map(|(scheme, params)| {
-            let param = |name: &str| {
-                params.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone())
-            };
-            if scheme.eq_ignore_ascii_case("basic") {
-                return Some(Challenge::Basic);
-            }
-            if !scheme.eq_ignore_ascii_case("bearer") {
-                return None;
-            }
-            let scope = param("scope").filter(|s| !s.is_empty());
-            Some(Challenge::Bearer(TokenService {
-                realm: param("realm")?,
-                service: param("service")?,
-                scope,
-            }))
-        })
+    let mut basic = None;
+    for (scheme, params) in all(headers) {
+        if scheme.eq_ignore_ascii_case("basic") {
+            basic = Some(Challenge::Basic);
+        } else if scheme.eq_ignore_ascii_case("bearer")
+            && let Some(realm) = param(&params, "realm")
+        {
+            let (service, scope) = (param(&params, "service"), param(&params, "scope"));
+            return Some(Challenge::Bearer(TokenService { realm, service, scope }));
+        }
+    }
+    basic
+}
+
+/// What a registry says against a token that it does not take, for people.
+pub(super) fn complaint(headers: &HeaderMap) -> Option<String> {
+    all(headers).find_map(|(_, params)| {
+        let error = param(&params, "error")?;
+        let scope = param(&params, "scope").map_or_else(String::new, |scope| format!(" for {scope}"));
+        Some(format!("{error}{scope}").chars().take(SHOWN_MAX).collect())
+    })
+}
+
+fn all(headers: &HeaderMap) -> impl Iterator<Item = Parsed> {
+    let values = headers.get_all(WWW_AUTHENTICATE).iter();
+    values.filter_map(|value| value.to_str().ok().filter(|v| v.len() <= HEADER_MAX)).flat_map(parse)
+}
+
+/// A parameter that is not empty.
+fn param(params: &[(String, String)], name: &str) -> Option<String> {
+    let found = params.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+    found.map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
 }
 
 type Parsed = (String, Vec<(String, String)>);
@@ -106,8 +118,8 @@ mod tests {
     }
 
     fn bearer(realm: &str, service: &str, scope: Option<&str>) -> Option<Challenge> {
-        let scope = scope.map(Into::into);
-        Some(Challenge::Bearer(TokenService { realm: realm.into(), service: service.into(), scope }))
+        let (service, scope) = (Some(service.into()), scope.map(Into::into));
+        Some(Challenge::Bearer(TokenService { realm: realm.into(), service, scope }))
     }
 
     #[test]
@@ -120,7 +132,27 @@ mod tests {
         assert_eq!(of(&["bearer service=s , realm = http://r/"]), bearer("http://r/", "s", None));
         assert_eq!(of(&["Negotiate, Bearer realm=\"r\", service=\"s\""]), bearer("r", "s", None));
         assert_eq!(of(&["Negotiate abc==", "Digest realm=\"x\"", "Basic"]), Some(Challenge::Basic));
-        assert_eq!(of(&["Bearer realm=\"r\"", "Basic realm=\"r\""]), Some(Challenge::Basic), "no service");
+        let token = bearer("r", "s", Some("x"));
+        assert_eq!(
+            of(&["Basic realm=\"r\"", "BEARER SCOPE=x,Service=\"s\", REALM=r"]),
+            token,
+            "rather a token"
+        );
+        assert_eq!(of(&["Basic realm=\"r\", Bearer scope=x, service=s, realm=r"]), token, "in one header");
+        assert_eq!(of(&["Bearer service=\"s\"", "Basic realm=\"r\""]), Some(Challenge::Basic), "no realm");
+        let nameless = TokenService { realm: "r".into(), service: None, scope: None };
+        assert_eq!(of(&["Bearer realm=\"r\",service=\"\""]), Some(Challenge::Bearer(nameless)));
+    }
+
+    #[test]
+    fn what_is_said_against_a_token() {
+        let said =
+            |value: &str| complaint(&HeaderMap::from_iter([(WWW_AUTHENTICATE, value.parse().unwrap())]));
+        let scope = "Bearer realm=\"r\",scope=\"repository:a/b:pull\",error=\"insufficient_scope\"";
+        assert_eq!(said(scope).unwrap(), "insufficient_scope for repository:a/b:pull");
+        assert_eq!(said("Bearer realm=\"r\",error=\"invalid_token\"").unwrap(), "invalid_token");
+        assert_eq!(said("Bearer realm=\"r\""), None);
+        assert_eq!(said(&format!("Bearer error={}", "x".repeat(5000))).unwrap().len(), SHOWN_MAX);
     }
 
     #[test]

@@ -230,6 +230,9 @@ impl Registry {
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(bad("is neither http nor https"));
         }
+        // The request there has no Authorization, whoever puts one into a URL.
+        let stripped = url.set_username("").and_then(|()| url.set_password(None));
+        stripped.map_err(|()| bad("cannot be used without a password"))?;
         Ok(Some(url))
     }
 
@@ -250,8 +253,11 @@ impl Registry {
                 return Ok(exchange);
             }
             if let Some(grant) = grant.as_ref().filter(|_| fresh) {
-                let reason =
-                    "the registry does not accept our credentials (401); correct them, or what they allow";
+                let said = challenge::complaint(exchange.response.headers());
+                let reason = format!(
+                    "the registry does not accept our credentials (401{}); correct them, or what they allow",
+                    said.map_or_else(String::new, |said| format!(": {said}"))
+                );
                 let failure = Failure::new(Kind::Denied, reason);
                 self.auth.refused(grant, &failure);
                 return Err(failure);

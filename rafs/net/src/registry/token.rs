@@ -15,15 +15,14 @@ use std::time::Duration;
 const CLIENT_ID: &str = "nydus-registry-client";
 /// Largest answer, bytes.
 const ANSWER_MAX: usize = 1 << 20;
-/// Life of a token whose answer does not say.
-const LIFE_DEFAULT: u64 = 600;
 /// No token is trusted for longer.
-const LIFE_MAX: u64 = 24 * 60 * 60;
+const LIFE_MAX: f64 = 24.0 * 60.0 * 60.0;
 
 /// A token.
 pub(super) struct Token {
     pub secret: Secret,
-    pub life: Duration,
+    /// If the service says.
+    pub life: Option<Duration>,
     /// This service wants GET.
     pub post_fails: bool,
 }
@@ -41,7 +40,7 @@ pub(super) struct Asking<'a> {
 struct Answer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<serde_json::Number>,
+    expires_in: Option<serde_json::Value>,
 }
 
 /// `SCHEME VALUE` as a header that is not shown.
@@ -71,7 +70,8 @@ pub(super) async fn fetch(link: &Link, asking: Asking<'_>) -> Result<Token, Fail
             format!("the token service {at} would get the password by plain http; `skip_verify` allows it");
         return Err(Failure::new(Kind::Denied, reason));
     }
-    let mut params = vec![("service", service.service.as_str())];
+    let mut params = Vec::new();
+    params.extend(service.service.as_deref().map(|name| ("service", name)));
     params.extend(service.scope.as_deref().map(|scope| ("scope", scope)));
     params.push(("client_id", CLIENT_ID));
 
@@ -142,20 +142,20 @@ async fn ask(link: &Link, outgoing: Outgoing, by_get: bool) -> Result<Token, NoT
 }
 
 /// The token in an answer, and its life.
-fn read(body: &[u8]) -> Result<(Secret, Duration), Failure> {
+fn read(body: &[u8]) -> Result<(Secret, Option<Duration>), Failure> {
     let answer: Answer = serde_json::from_slice(body)
         .map_err(|_| Failure::wrong("the answer is not the JSON of a token service"))?;
-    let secret = answer
-        .token
-        .or(answer.access_token)
-        .and_then(|text| Secret::new(&text))
-        .ok_or_else(|| Failure::wrong("the answer has no token"))?;
-    let life = match answer.expires_in {
-        None => LIFE_DEFAULT,
-        // Negative or absurd: used at once, and asked for again soon.
-        Some(seconds) => seconds.as_u64().unwrap_or(1).clamp(1, LIFE_MAX),
-    };
-    Ok((secret, Duration::from_secs(life)))
+    let secret =
+        [answer.token, answer.access_token].into_iter().flatten().find_map(|text| Secret::new(&text));
+    let secret = secret.ok_or_else(|| Failure::wrong("the answer has no token"))?;
+    Ok((secret, answer.expires_in.as_ref().and_then(life)))
+}
+
+/// Seconds, which some services write as text or with a fraction. Negative or absurd ones mean: used at once, and asked
+/// for again soon.
+fn life(said: &serde_json::Value) -> Option<Duration> {
+    let seconds = said.as_f64().or_else(|| said.as_str()?.trim().parse().ok())?;
+    Duration::try_from_secs_f64(seconds.floor().clamp(1.0, LIFE_MAX)).ok()
 }
 
 #[cfg(test)]
@@ -168,6 +168,29 @@ mod tests {
             form(&[("service", "a b&c"), ("scope", "repository:a/b:pull")]),
             "service=a%20b%26c&scope=repository%3Aa%2Fb%3Apull"
         );
+    }
+
+    #[test]
+    fn answers_of_services() {
+        let read =
+            |body: &str| read(body.as_bytes()).map(|(secret, life)| (secret.expose().to_owned(), life));
+        let seconds = |n| Some(Duration::from_secs(n));
+        for (body, life) in [
+            (r#"{"token":"t"}"#, None),
+            (r#"{"token":"","access_token":"t","expires_in":null,"issued_at":"now"}"#, None),
+            (r#"{"token":null,"access_token":" t ","expires_in":90}"#, seconds(90)),
+            (r#"{"token":"t","access_token":"u","expires_in":"300"}"#, seconds(300)),
+            (r#"{"token":"t","expires_in":59.9}"#, seconds(59)),
+            (r#"{"token":"t","expires_in":-5}"#, seconds(1)),
+            (r#"{"token":"t","expires_in":1e300}"#, seconds(86_400)),
+            (r#"{"token":"t","expires_in":"nan"}"#, None),
+            (r#"{"token":"t","expires_in":{}}"#, None),
+        ] {
+            assert_eq!(read(body).unwrap(), ("t".to_owned(), life), "{body}");
+        }
+        for bad in ["", "{}", "[]", r#"{"token":7}"#, r#"{"token":" "}"#, &"[".repeat(100_000)] {
+            assert!(read(bad).is_err(), "{bad:.40}");
+        }
     }
 
     #[test]
