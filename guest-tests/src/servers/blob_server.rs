@@ -22,6 +22,9 @@ use super::http::{Head, Request};
 use super::signatures;
 use crate::support::random::Random;
 
+/// What [`Fault::WiderRange`] answers whole ones of.
+const PAGE: u64 = 4096;
+
 /// Who may read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Access {
@@ -343,6 +346,10 @@ impl Shared {
         if start >= size && size > 0 {
             return status_only(416, stream);
         }
+        let (start, end) = match fault {
+            Some(Fault::WiderRange) => (start / PAGE * PAGE, end.next_multiple_of(PAGE)),
+            _ => (start, end),
+        };
         let end = end.min(size);
         let length = end - start;
         match fault {
@@ -399,6 +406,9 @@ impl Shared {
         if fault == Some(Fault::Trickle) {
             piece.truncate(usize::try_from(length.div_ceil(8)).unwrap_or(1).clamp(1, 16 << 10));
         }
+        if fault == Some(Fault::Slow) {
+            piece.truncate(2 << 10);
+        }
         while at < stop {
             let n = usize::try_from(stop - at).unwrap_or(usize::MAX).min(piece.len());
             file.read_exact_at(&mut piece[..n], at)?;
@@ -407,6 +417,9 @@ impl Shared {
             }
             if fault == Some(Fault::Trickle) {
                 std::thread::sleep(settings.stall / 16);
+            }
+            if fault == Some(Fault::Slow) {
+                std::thread::sleep(Duration::from_nanos(n as u64 * 1_000_000_000 / Fault::SLOW));
             }
             self.pay(n, settings.bandwidth);
             stream.write_all(&piece[..n])?;

@@ -21,10 +21,14 @@ pub enum Fault {
     Late,
     /// A right answer that comes in drops.
     Trickle,
+    /// A right answer at [`Fault::SLOW`] bytes a second.
+    Slow,
     /// A redirect to a location that has expired.
     ExpiredLocation,
     /// Content-Range speaks of other bytes than were asked for.
     OtherRange,
+    /// What was asked for and all that is in the same pages, which is right and odd.
+    WiderRange,
     /// Content-Length is smaller than the range.
     ShortLength,
     /// The object is said to be shorter than it is.
@@ -38,8 +42,11 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Bandwidth of [`Fault::Slow`], bytes a second.
+    pub const SLOW: u64 = 30 << 10;
+
     /// One of each.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Status(401),
         Self::Status(403),
         Self::Status(404),
@@ -54,8 +61,10 @@ impl Fault {
         Self::StallInBody,
         Self::Late,
         Self::Trickle,
+        Self::Slow,
         Self::ExpiredLocation,
         Self::OtherRange,
+        Self::WiderRange,
         Self::ShortLength,
         Self::ShortTotal,
         Self::Endless,

@@ -77,7 +77,14 @@ impl Daemon {
         let mut words = wrapper.iter().map(OsStr::new).chain([rafsd.as_os_str()]);
         let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).arg("virtiofs").arg("--sock").arg(&socket).arg("--bootstrap").arg(bootstrap);
-        command.arg("--config").arg(config).args(["--queues", "1", "--log-level", "debug"]);
+        command.arg("--config").arg(config).args([
+            "--queues",
+            "1",
+            "--log-level",
+            "debug",
+            "--rlimit-nofile",
+            "0",
+        ]);
         command.env("DOCKER_CONFIG", dir.path()).env_remove("IMAGE_PULL_AUTH");
         Self::start(command, dir, socket).context("starting rafsd")
     }

@@ -83,9 +83,11 @@ impl CacheDir {
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let (fd, writable) = match rustix::fs::openat(&self.fd, name, base | create | OFlags::RDWR, mode) {
             Ok(fd) => (fd, true),
-            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+            Err(errno @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => {
                 let fd = rustix::fs::openat(&self.fd, name, base | OFlags::RDONLY, mode);
-                (fd.map_err(|e| self.error(name, "open it", e))?, false)
+                // That it is not there matters less than that it cannot be made.
+                let said = |e| if e == Errno::NOENT && !create.is_empty() { errno } else { e };
+                (fd.map_err(|e| self.error(name, "open it", said(e)))?, false)
             }
             Err(errno @ (Errno::LOOP | Errno::ISDIR | Errno::NXIO)) => {
                 let kind = if errno == Errno::LOOP { "a symbolic link" } else { "a directory or device" };

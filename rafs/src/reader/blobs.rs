@@ -391,13 +391,19 @@ impl OpenContext<'_> {
         };
         if let Some(dir) = self.cache_dir {
             let key = self.cache_key(len, count);
-            let shared = self.hub.cache_file(dir, &info.id, key, self.image).or_else(|error| {
-                tracing::warn!(%error, blob = %info.id, image = self.image, "cached for this image and run alone");
-                self.hub.own_cache_file(dir, len, count)
+            let shared = self.hub.cache_file(dir, &info.id, key, self.image);
+            let cache = shared.or_else(|error| match self.hub.own_cache_file(dir, len, count) {
+                Ok(own) => {
+                    tracing::warn!(%error, blob = %info.id, image = self.image, "cached for this image and run alone");
+                    Ok(own)
+                }
+                // Why the proper one cannot be had says what to do.
+                Err(_) => Err(error),
             });
-            match shared {
+            match cache {
                 Ok(cache) => return access(Kind::Cache(cache.view(self.image))),
-                Err(error) => tracing::warn!(%error, blob = %info.id, "serving without a cache file"),
+                Err(error) => tracing::warn!(%error, blob = %info.id,
+                    "its data is not cached, each read asks the store: correct that, or name another work_dir, and mount again"),
             }
         }
         let name = plain_file_name(&info.id);

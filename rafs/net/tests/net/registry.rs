@@ -233,6 +233,15 @@ fn scheme_and_host_of_redirects_can_be_replaced() {
         server.set(|s| s.redirect = Some((to.into(), Duration::from_secs(1))));
         fetch(&store, &blobs.id, 5..10).unwrap_err();
     }
+    // Not even what stands in the location itself.
+    let storage = BlobServer::start(blobs.dir.path()).unwrap();
+    let to = format!("http://somebody:secret@{}", storage.host());
+    server.set(|s| s.redirect = Some((to, Duration::from_secs(60))));
+    for n in 0..2 {
+        assert!(fetch(&store, &blobs.id, n..10).unwrap() == blobs.data[n as usize..10]);
+    }
+    assert_eq!(storage.records().len(), 2);
+    assert!(storage.records().iter().all(|r| r.header("authorization").is_none()));
 }
 
 #[test]

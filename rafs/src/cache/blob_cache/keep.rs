@@ -25,13 +25,10 @@ pub struct CachedChunk<'a> {
 
 impl BlobCache {
     /// Has the map describe chunks like that; says of each whether it does. Not while chunks are taken away.
-    pub(super) fn describe(&self, chunks: &[(u32, Description)]) -> Vec<bool> {
+    pub(super) fn describe(&self, chunks: &[(u32, Description)]) -> Result<Vec<bool>, CacheError> {
         // Nobody writes to a file that has no map.
-        let Some(map) = &self.map else { return vec![true; chunks.len()] };
-        map.describe(chunks).unwrap_or_else(|error| {
-            tracing::debug!(%error, "chunks are not cached for now");
-            vec![false; chunks.len()]
-        })
+        let Some(map) = &self.map else { return Ok(vec![true; chunks.len()]) };
+        map.describe(chunks)
     }
 
     /// A claimed or ready chunk is damaged: forget it.
@@ -63,6 +60,19 @@ impl BlobCache {
         if matches!(room, Some(None)) {
             return Ok(false);
         }
+        let kept = self.write_and_settle(chunks, bits);
+        match &kept {
+            Err(CacheError::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                // Somebody holds the map for too long; the next chunk may have better luck.
+                return Ok(false);
+            }
+            Err(_) => *self.paused() = Instant::now().checked_add(WRITE_PAUSE),
+            Ok(_) => {}
+        }
+        kept
+    }
+
+    fn write_and_settle(&self, chunks: &[CachedChunk<'_>], bits: &Bits) -> Result<bool, CacheError> {
         let disputed = self.write(chunks, bits)?;
         let settled: Vec<_> =
             disputed.iter().filter(|c| self.settle(c.chunk, &c.description, bits)).copied().collect();
@@ -74,7 +84,7 @@ impl BlobCache {
     fn write<'a>(&self, chunks: &[CachedChunk<'a>], bits: &Bits) -> Result<Vec<CachedChunk<'a>>, CacheError> {
         let _nothing_is_taken_away = self.nothing_is_taken_away();
         let descriptions: Vec<_> = chunks.iter().map(|c| (c.chunk, c.description)).collect();
-        let agreed = self.describe(&descriptions);
+        let agreed = self.describe(&descriptions)?;
         let pick = |wanted| {
             let some = chunks.iter().zip(&agreed).filter(move |(_, agreed)| **agreed == wanted);
             some.map(|(chunk, _)| *chunk).collect::<Vec<_>>()
@@ -88,10 +98,11 @@ impl BlobCache {
             } else {
                 Err(io::Error::other("a chunk lies behind the end of its blob, or has another size"))
             };
-            if let Err(source) = result {
-                *self.paused() = Instant::now().checked_add(WRITE_PAUSE);
-                return Err(CacheError::File { path: self.path.clone(), action: "write to it", source });
-            }
+            result.map_err(|source| CacheError::File {
+                path: self.path.clone(),
+                action: "write to it",
+                source,
+            })?;
             self.written.fetch_add(u64::try_from(chunk.plain.len()).unwrap_or(0), Ordering::Relaxed);
         }
         let indexes: Vec<u32> = good.iter().map(|c| c.chunk).collect();

@@ -147,9 +147,8 @@ impl CacheView {
     /// changed meanwhile, or may change without notice, because others say something else of its place.
     pub fn set_ready(&self, chunk: u32, description: &Description, epoch: u64) -> bool {
         let _nothing_is_taken_away = self.cache.nothing_is_taken_away();
-        if self.cache.epoch() != epoch
-            || !self.cache.describe(&[(chunk, *description)]).first().is_some_and(|&same| same)
-        {
+        let described = self.cache.describe(&[(chunk, *description)]);
+        if self.cache.epoch() != epoch || described.ok().as_deref() != Some(&[true]) {
             return false;
         }
         self.bits.set_ready(chunk, description);
