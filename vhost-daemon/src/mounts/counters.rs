@@ -80,6 +80,8 @@ struct Shard {
     read_bytes: AtomicU64,
     sizes: [AtomicU64; CLASSES],
     latencies: [AtomicU64; CLASSES],
+    /// Reads since the last one whose time was taken: they count as having taken as long as the next.
+    untimed_reads: AtomicU64,
     /// Nanoseconds, so that calls of a microsecond add up.
     nanos: [AtomicU64; OPS],
 }
@@ -97,8 +99,8 @@ pub struct OpTotals {
     pub sizes: [u64; CLASSES],
     /// Reads by latency class.
     pub latencies: [u64; CLASSES],
-    /// What all calls of each kind took together, microseconds. Reads are all timed, of other calls one in eight once there
-    /// were many.
+    /// What all calls of each kind took together, microseconds. Once there were many, of calls that are answered in place
+    /// one in eight is timed and stands for the others; reads that had to wait are all timed.
     pub micros: [u64; OPS],
 }
 
@@ -117,11 +119,42 @@ fn shard_number() -> usize {
     })
 }
 
+impl Shard {
+    #[inline]
+    fn read_of(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        add(self.hits.get(Op::Read as usize), 1);
+        add(Some(&self.read_bytes), bytes);
+        let size = SIZE_BOUNDS.iter().position(|bound| bytes < *bound).unwrap_or(CLASSES - 1);
+        add(self.sizes.get(size), 1);
+    }
+
+    /// `count` reads took that long each.
+    #[inline]
+    fn read_took(&self, took: Duration, count: u64) {
+        let nanos = nanos(took);
+        let micros = nanos / 1000;
+        let latency = LATENCY_BOUNDS_US.iter().position(|bound| micros <= *bound).unwrap_or(CLASSES - 1);
+        add(self.latencies.get(latency), count);
+        add(self.nanos.get(Op::Read as usize), nanos.saturating_mul(count));
+    }
+}
+
 impl OpCounters {
     #[inline]
     fn shard(&self) -> &Shard {
         // The number is below SHARDS; the fallback is never taken.
         self.0.get(shard_number()).unwrap_or(&self.0[0])
+    }
+
+    /// Begins a READ.
+    #[inline]
+    #[must_use]
+    pub fn begin_read(&self) -> Timing {
+        let shard = self.shard();
+        let untimed = shard.untimed_reads.load(Ordering::Relaxed);
+        let first = shard.hits.get(Op::Read as usize).is_none_or(|n| n.load(Ordering::Relaxed) < ALL_TIMED);
+        Timing((first || untimed + 1 >= TIMED_ONE_IN).then(|| (Instant::now(), 1)))
     }
 
     /// Begins a call other than READ.
@@ -152,24 +185,32 @@ impl OpCounters {
         }
     }
 
-    /// Counts a READ that ended: its bytes, or `None` if it failed.
-    #[inline]
-    pub fn read(&self, bytes: Option<usize>, took: Duration) {
+    /// Counts a READ that failed.
+    pub fn read_failed(&self) {
         let shard = self.shard();
         add(shard.hits.get(Op::Read as usize), 1);
-        let Some(bytes) = bytes else {
-            add(shard.errors.get(Op::Read as usize), 1);
-            return;
-        };
-        let bytes = bytes as u64;
-        shard.read_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let size = SIZE_BOUNDS.iter().position(|bound| bytes < *bound).unwrap_or(CLASSES - 1);
-        add(shard.sizes.get(size), 1);
-        let nanos = nanos(took);
-        let micros = nanos / 1000;
-        let latency = LATENCY_BOUNDS_US.iter().position(|bound| micros <= *bound).unwrap_or(CLASSES - 1);
-        add(shard.latencies.get(latency), 1);
-        add(shard.nanos.get(Op::Read as usize), nanos);
+        add(shard.errors.get(Op::Read as usize), 1);
+    }
+
+    /// Counts a READ of so many bytes that was answered in place.
+    #[inline]
+    pub fn read_in_place(&self, bytes: usize, timing: Timing) {
+        let shard = self.shard();
+        shard.read_of(bytes);
+        match timing.0 {
+            Some((start, own)) => {
+                let others = shard.untimed_reads.swap(0, Ordering::Relaxed);
+                shard.read_took(start.elapsed(), others + own);
+            }
+            None => add(Some(&shard.untimed_reads), 1),
+        }
+    }
+
+    /// Counts a READ of so many bytes that had to wait.
+    pub fn read_waited(&self, bytes: usize, took: Duration) {
+        let shard = self.shard();
+        shard.read_of(bytes);
+        shard.read_took(took, 1);
     }
 
     /// All of it.
@@ -181,6 +222,9 @@ impl OpCounters {
             merge(&mut sum.errors, &shard.errors);
             merge(&mut sum.sizes, &shard.sizes);
             merge(&mut sum.latencies, &shard.latencies);
+            // Not long ago, in place: the first class, until the next one that is timed says otherwise.
+            let [first, ..] = &mut sum.latencies;
+            *first = first.wrapping_add(shard.untimed_reads.load(Ordering::Relaxed));
             sum.read_bytes = sum.read_bytes.wrapping_add(shard.read_bytes.load(Ordering::Relaxed));
             merge(&mut sum.micros, &shard.nanos);
         }
@@ -217,9 +261,9 @@ mod tests {
         let counters = OpCounters::default();
         let mut timed = Vec::new();
         for (bytes, micros) in [(1023, 200), (1024, 201), (4096, 1_001), (1 << 20, 2_000_001)] {
-            counters.read(Some(bytes), Duration::from_micros(micros));
+            counters.read_waited(bytes, Duration::from_micros(micros));
         }
-        counters.read(None, Duration::ZERO);
+        counters.read_failed();
         for _ in 0..ALL_TIMED + 3 * TIMED_ONE_IN {
             let timing = counters.begin(Op::Lookup);
             let stands_for = timing.0.map_or(0, |(_, weight)| weight);
@@ -238,5 +282,26 @@ mod tests {
         assert_eq!((totals.hits[4], totals.errors[4], totals.hits[9], totals.errors[9]), (5, 1, 88, 88));
         assert_eq!(totals.read_bytes, 1023 + 1024 + 4096 + (1 << 20));
         assert_eq!(totals.micros[4], 200 + 201 + 1_001 + 2_000_001);
+    }
+    #[test]
+    fn every_read_in_place_is_in_one_class_of_each_kind() {
+        let counters = OpCounters::default();
+        let mut timed = 0;
+        for n in 1..=ALL_TIMED + 3 * TIMED_ONE_IN + 5 {
+            let timing = counters.begin_read();
+            timed += u64::from(timing.0.is_some());
+            counters.read_in_place(4096, timing);
+            let totals = counters.totals();
+            assert_eq!(totals.hits[Op::Read as usize], n);
+            assert_eq!(totals.sizes.iter().sum::<u64>(), n);
+            assert_eq!(totals.latencies.iter().sum::<u64>(), n);
+        }
+        assert_eq!(timed, ALL_TIMED + 3);
+        // One that was timed and then had to wait takes nothing of the others with it.
+        let _ = counters.begin_read();
+        counters.read_waited(4096, Duration::from_secs(3));
+        let totals = counters.totals();
+        assert_eq!(totals.latencies.iter().sum::<u64>(), totals.hits[Op::Read as usize]);
+        assert_eq!(totals.latencies.last(), Some(&1));
     }
 }
