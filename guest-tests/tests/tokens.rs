@@ -75,7 +75,9 @@ fn no_token_and_one_that_allows_too_little_are_clear_errors_that_end_with_their_
     let service = TokenService::start().unwrap();
     service.set(|s| s.auth = Some(AUTH.into()));
     let registry = DockerRegistry::start_with_tokens(&afar.image.blobs, &service).unwrap();
-    let refusals: [(&str, &str, &dyn Fn(&mut TokenSettings), &str); 5] = [
+    // What, what the daemon has, what the service does, and a part of the reason.
+    type Refusal<'a> = (&'a str, &'a str, &'a dyn Fn(&mut TokenSettings), &'a str);
+    let refusals: [Refusal<'_>; 5] = [
         ("no credentials", "", &|_| {}, "no token from http://127.0.0.1:"),
         ("wrong ones", "auth = \"d3Jvbmc6d3Jvbmc=\"", &|_| {}, "401"),
         ("too little", "", &|s| (s.auth, s.actions) = (None, Vec::new()), "repository:a/b:pull"),

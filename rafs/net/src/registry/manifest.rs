@@ -6,13 +6,9 @@ use super::{Objects, Registry};
 use crate::endpoint::Want;
 use crate::failure::Failure;
 use crate::link::{Link, Route};
-use crate::registry::Authenticator;
-use crate::registry::redirect::Locations;
-use crate::urls::check_host;
 use crate::{HttpOptions, NetError, NetRuntime, RegistryOptions};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
 /// Largest manifest that is read, bytes.
@@ -32,30 +28,10 @@ pub fn fetch_manifest(
     http: &HttpOptions,
     reference: &str,
 ) -> Result<Vec<u8>, NetError> {
-    check_host(&options.host, "registry host")?;
-    if let Some(auth) = &options.auth {
-        super::check_auth(auth)?;
-    }
-    let base = format!("{}://{}", options.scheme.as_str(), options.host);
-    let auth = Authenticator::new(
-        &options.host,
-        options.auth.clone(),
-        options.registry_token.as_ref(),
-        options.docker_config.clone().filter(|_| options.auth.is_none()),
-        base.starts_with("https:") && !http.skip_verify,
-    );
-    let registry = Registry {
-        may_fall_back: http.skip_verify && base.starts_with("https:"),
-        fallen_back: AtomicBool::new(false),
-        base,
-        repo: crate::endpoint::escape_path(options.repo.trim_matches('/')),
-        headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]),
-        auth: Arc::new(auth.map_err(|f| NetError::Config(f.reason))?),
-        locations: Locations::default(),
-        blob_url_scheme: None,
-        blob_redirected_host: None,
-        objects: Objects::Manifests,
-    };
+    let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]);
+    // Redirects of manifests stay as they are.
+    let as_said = RegistryOptions { blob_url_scheme: None, blob_redirected_host: None, ..options.clone() };
+    let registry = Registry::new(&as_said, http, super::origin(options), headers, Objects::Manifests)?;
     let link = runtime.link(http, None)?;
     let (tx, rx) = mpsc::channel();
     let wanted = reference.to_owned();

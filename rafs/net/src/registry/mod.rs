@@ -40,47 +40,18 @@ impl NetStore {
         options: &RegistryOptions,
         http: &HttpOptions,
     ) -> Result<Self, NetError> {
-        check_host(&options.host, "registry host")?;
-        if let Some(host) = &options.blob_redirected_host {
-            check_host(host, "blob_redirected_host")?;
-        }
-        let repo = options.repo.trim_matches('/');
-        if repo.is_empty() {
-            return Err(NetError::Config("registry needs a \"repo\", such as \"library/debian\"".into()));
-        }
-        if let Some(auth) = &options.auth {
-            check_auth(auth)?;
-        }
         let mut accounts = Vec::new();
         let mut registry = |base: String, headers: HeaderMap| {
-            let auth = Authenticator::new(
-                &options.host,
-                options.auth.clone(),
-                options.registry_token.as_ref(),
-                options.docker_config.clone().filter(|_| options.auth.is_none()),
-                base.starts_with("https:") && !http.skip_verify,
-            );
-            let auth = Arc::new(auth.map_err(|f| NetError::Config(f.reason))?);
-            accounts.push(Arc::clone(&auth));
-            Ok::<_, NetError>(Box::new(Registry {
-                may_fall_back: http.skip_verify && base.starts_with("https:"),
-                fallen_back: AtomicBool::new(false),
-                base,
-                repo: escape_path(repo),
-                headers,
-                auth,
-                locations: Locations::default(),
-                blob_url_scheme: options.blob_url_scheme,
-                blob_redirected_host: options.blob_redirected_host.clone(),
-                objects: Objects::Blobs,
-            }))
+            let registry = Registry::new(options, http, base, headers, Objects::Blobs)?;
+            accounts.push(Arc::clone(&registry.auth));
+            Ok::<_, NetError>(Box::new(registry))
         };
         let mut mirrors: Vec<Box<dyn Endpoint>> = Vec::new();
         for mirror in &http.mirrors {
             let base = mirror_base(&mirror.host, options.scheme.as_str())?;
             mirrors.push(registry(base, client::headers(&mirror.headers)?)?);
         }
-        let origin = registry(format!("{}://{}", options.scheme.as_str(), options.host), HeaderMap::new())?;
+        let origin = registry(origin(options), HeaderMap::new())?;
         let link = runtime.link(http, None)?;
         let parts = Parts { origin, mirrors, link, ranges: Ranges::Http, accounts };
         Self::new(runtime, http, parts, identity("registry", options, http))
@@ -139,7 +110,53 @@ enum Objects {
     Manifests,
 }
 
+/// `scheme://host` of the registry itself.
+fn origin(options: &RegistryOptions) -> String {
+    format!("{}://{}", options.scheme.as_str(), options.host)
+}
+
 impl Registry {
+    /// The repository of `options` at `base`, the registry itself or a mirror; `headers` are sent with each request.
+    fn new(
+        options: &RegistryOptions,
+        http: &HttpOptions,
+        base: String,
+        headers: HeaderMap,
+        objects: Objects,
+    ) -> Result<Self, NetError> {
+        check_host(&options.host, "registry host")?;
+        if let Some(host) = &options.blob_redirected_host {
+            check_host(host, "blob_redirected_host")?;
+        }
+        let repo = options.repo.trim_matches('/');
+        if repo.is_empty() {
+            return Err(NetError::Config("registry needs a \"repo\", such as \"library/debian\"".into()));
+        }
+        if let Some(auth) = &options.auth {
+            check_auth(auth)?;
+        }
+        let by_https = base.starts_with("https:");
+        let auth = Authenticator::new(
+            &options.host,
+            options.auth.clone(),
+            options.registry_token.as_ref(),
+            options.docker_config.clone().filter(|_| options.auth.is_none()),
+            by_https && !http.skip_verify,
+        );
+        Ok(Self {
+            may_fall_back: http.skip_verify && by_https,
+            fallen_back: AtomicBool::new(false),
+            base,
+            repo: escape_path(repo),
+            headers,
+            auth: Arc::new(auth.map_err(|f| NetError::Config(f.reason))?),
+            locations: Locations::default(),
+            blob_url_scheme: options.blob_url_scheme,
+            blob_redirected_host: options.blob_redirected_host.clone(),
+            objects,
+        })
+    }
+
     fn url(&self, object: &str) -> String {
         let base = match self.base.strip_prefix("https") {
             Some(rest) if self.fallen_back.load(Ordering::Relaxed) => format!("http{rest}"),

@@ -5,22 +5,12 @@ use guest_tests::servers::{BlobServer, DockerRegistry, Fault, installed};
 use guest_tests::support::random::Random;
 use rafs::reader::ReaderOptions;
 use rafs::store::Store;
-use rafs_net::{HttpOptions, HttpProxyOptions, NetStore, RegistryOptions, Scheme};
+use rafs_net::{HttpOptions, HttpProxyOptions, NetStore};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn registry(host: &str, http: &HttpOptions) -> Arc<NetStore> {
-    let options = RegistryOptions {
-        scheme: Scheme::Http,
-        host: host.into(),
-        repo: "a/b".into(),
-        auth: None,
-        registry_token: None,
-        blob_url_scheme: None,
-        blob_redirected_host: None,
-        docker_config: None,
-    };
-    Arc::new(NetStore::registry(&runtime(), &options, http).unwrap())
+    Arc::new(NetStore::registry(&runtime(), &at(host), http).unwrap())
 }
 
 fn plain(server: &BlobServer, http: &HttpOptions) -> Arc<NetStore> {

@@ -9,19 +9,6 @@ use std::time::{Duration, Instant};
 /// `u:p`.
 const AUTH: &str = "dTpw";
 
-fn at(host: &str) -> RegistryOptions {
-    RegistryOptions {
-        scheme: Scheme::Http,
-        host: host.into(),
-        repo: "a/b".into(),
-        auth: None,
-        registry_token: None,
-        blob_url_scheme: None,
-        blob_redirected_host: None,
-        docker_config: None,
-    }
-}
-
 fn with_auth(host: &str) -> RegistryOptions {
     RegistryOptions { auth: Secret::new(AUTH), ..at(host) }
 }

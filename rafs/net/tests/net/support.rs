@@ -3,7 +3,7 @@
 use rafs::image::{FileKind, Image, Inode};
 use rafs::reader::{ReadError, Reader, ReaderOptions};
 use rafs::store::{FetchRequest, Priority, Store, StoreError};
-use rafs_net::{HttpOptions, NetRuntime};
+use rafs_net::{HttpOptions, NetRuntime, RegistryOptions, Scheme};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::ops::Range;
@@ -38,6 +38,20 @@ pub fn quick() -> HttpOptions {
         connect_timeout: Some(Duration::from_millis(700)),
         deadline: Duration::from_secs(10),
         ..HttpOptions::default()
+    }
+}
+
+/// Repository `a/b` of a registry that is asked by plain http.
+pub fn at(host: &str) -> RegistryOptions {
+    RegistryOptions {
+        scheme: Scheme::Http,
+        host: host.into(),
+        repo: "a/b".into(),
+        auth: None,
+        registry_token: None,
+        blob_url_scheme: None,
+        blob_redirected_host: None,
+        docker_config: None,
     }
 }
 
