@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Whether this user may mount, and give up what it may do.
@@ -46,13 +46,16 @@ fn warnings(daemon: &Daemon) -> Vec<String> {
     log.lines().filter(|l| l.contains(" WARN ") || l.contains(" ERROR ")).map(str::to_owned).collect()
 }
 
-/// All of the image is right, in parallel and in order, and one warning names the directory.
+/// All of the image is right, in parallel and in order, and one warning names the directory; on a full disk one each time
+/// that it is tried again.
 fn assert_served(afar: &Afar, daemon: &Daemon, cache: &Path, what: &str) {
+    let begun = Instant::now();
     assert_eq!(afar.read_at_random(daemon, 200, 5), 0, "{what}\n{}", tail(daemon));
     afar.assert_all(daemon, what);
-    let warnings = warnings(daemon);
-    let name = cache.to_str().unwrap();
-    assert!(warnings.len() == 1 && warnings[0].contains(name), "{what}: {warnings:#?}");
+    let (warnings, name) = (warnings(daemon), cache.to_str().unwrap());
+    let most = 1 + usize::try_from(begun.elapsed().as_secs() / 30).unwrap();
+    assert!(!warnings.is_empty() && warnings.len() <= most, "{what}: {warnings:#?}");
+    assert!(warnings.iter().all(|warning| warning.contains(name)), "{what}: {warnings:#?}");
 }
 
 #[test]
