@@ -85,6 +85,7 @@ fn directories_that_cannot_be_written() {
         ("closed", "somebody else's, closed", powerless()),
         ("closed/below", "below a closed one", powerless()),
         ("others/below", "to be made in somebody else's", powerless()),
+        ("short", "a limit on files", ["prlimit", "--fsize=2000000"].map(str::to_owned).to_vec()),
         ("file", "a file", Vec::new()),
         ("file/below", "below a file", Vec::new()),
         ("dangling", "a link to nowhere", powerless()),

@@ -28,8 +28,11 @@ impl CacheDir {
         // Failing to make it is no error yet: it may exist in a read-only place.
         let made = std::fs::create_dir_all(path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|errno| error(made.err().unwrap_or_else(|| errno.into())))?;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match (errno, made) {
+            // Why it is not there says more than that it is not.
+            (Errno::NOENT, Err(reason)) => error(reason),
+            _ => error(errno.into()),
+        })?;
         Ok(Self { path: path.into(), fd, boot_id: boot_id(), space: Space::default() })
     }
 
@@ -191,6 +194,9 @@ mod tests {
         dir.write_file("dir", b"").unwrap_err();
         dir.open_file("absent", false).unwrap_err();
         std::fs::write(tmp.path().join("file"), b"").unwrap();
-        CacheDir::open(&tmp.path().join("file")).unwrap_err();
+        for path in ["file", "file/below"] {
+            let error = CacheDir::open(&tmp.path().join(path)).unwrap_err().to_string();
+            assert!(error.contains("Not a directory"), "{error}");
+        }
     }
 }
