@@ -63,6 +63,23 @@ fn ended(mut child: Child) -> Output {
 }
 
 #[test]
+fn messages_that_nobody_can_take_end_no_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), "data").unwrap();
+    let (bootstrap, blobs) = (dir.path().join("bootstrap"), dir.path().join("blobs"));
+    fs::create_dir(&blobs).unwrap();
+    let mut command = rafs_image(&["create", "--log-level", "debug", "--bootstrap", path(&bootstrap)]);
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    command.args(["--blob-dir", path(&blobs), path(&source)]).stdout(full()).stderr(full());
+    let status = command.status().unwrap();
+    assert!(status.code().is_some_and(|code| code < 2), "{status}");
+    let built = run(&["check", "--bootstrap", path(&bootstrap), "--blob-dir", path(&blobs)]);
+    assert!(built.status.success(), "{}", text(&built.stderr));
+}
+
+#[test]
 fn a_broken_archive_is_named_and_leaves_what_was_there() {
     let dir = tempfile::tempdir().unwrap();
     let mut plain = Vec::new();

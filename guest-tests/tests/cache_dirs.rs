@@ -1,5 +1,5 @@
 //! Cache directories that cannot be used as they should: what is served is right all the same, and the log says once what
-//! is the matter. Mounts are made in a namespace of the daemon's own.
+//! is the matter; and logs that cannot be written. Mounts are made in a namespace of the daemon's own.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use guest_tests::support::afar::{Afar, cached_bytes, connect, tail};
@@ -189,5 +189,30 @@ fn a_directory_that_is_removed_while_it_is_used() {
         connect(&daemon).unmount().unwrap();
         afar.assert_all(&daemon, what);
         assert_eq!(afar.server.records().len(), asked, "{what}");
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_written() {
+    let afar = Afar::new();
+    let dir = tempfile::tempdir().unwrap();
+    let config = afar.config(dir.path(), &dir.path().join("cache"), 10, 0);
+    // Every write to this device fails as on a full disk.
+    let log = dir.path().join("full.log");
+    std::os::unix::fs::symlink("/dev/full", &log).unwrap();
+    let to_stderr = ["sh", "-c", "exec \"$@\" >/dev/full 2>&1", "sh"].map(str::to_owned);
+    let daemons = [
+        Daemon::rafsd_under(&to_stderr, &afar.image.bootstrap, &config).unwrap(),
+        Daemon::rafsd_with(&afar.image.bootstrap, &config, &["--log-file", log.to_str().unwrap()]).unwrap(),
+    ];
+    for mut daemon in daemons {
+        // What fails is logged, too.
+        afar.server.set(|s| s.always = Some((404, Vec::new())));
+        afar.read_at_random(&daemon, 20, 1);
+        afar.server.set(|s| s.always = None);
+        afar.assert_all(&daemon, "without a log");
+        daemon.process.terminate().unwrap();
+        let status = daemon.process.wait(Duration::from_secs(20)).unwrap();
+        assert!(status.success(), "{status}");
     }
 }

@@ -43,6 +43,8 @@ pub(super) fn start(level: Level, file: Option<&Path>, bar: Bar) -> anyhow::Resu
         }
     };
     let subscriber = tracing_subscriber::fmt()
+        // A line that cannot be written is lost; to say so on standard error would panic when that is what is full.
+        .log_internal_errors(false)
         .with_max_level(level)
         .event_format(Lines)
         .with_writer(Logs { file, bar })

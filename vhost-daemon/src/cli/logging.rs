@@ -33,8 +33,12 @@ pub(super) fn start(
             (BoxMakeWriter::new(Mutex::new(log)), false)
         }
     };
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter(level)).with_target(false).with_writer(writer);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(level))
+        .with_target(false)
+        .with_writer(writer)
+        // A line that cannot be written is lost; to say so on standard error would panic when that is what is full.
+        .log_internal_errors(false);
     Ok(match format {
         LogFormat::Text => {
             let builder = builder.with_ansi(colours).with_filter_reloading();
