@@ -1,10 +1,10 @@
 //! What guests ask of one mount, counted: calls, errors, bytes, latencies.
 //!
-//! Owns: the counters and their classes (those of nydusd's `/metrics`). Counting costs a few relaxed additions on a
-//! cache line that few threads share; nothing is allocated or locked. Does not own: how they are shown.
+//! Owns: the counters and their classes (those of nydusd's `/metrics`). Counting costs a few additions in a lane that few
+//! threads share ([`rafs::lanes`]); nothing is allocated or locked. Does not own: how they are shown.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use rafs::lanes::{LANES, Lane};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Kinds of calls, in the order of the contract's arrays.
@@ -56,10 +56,8 @@ pub const SIZE_BOUNDS: [u64; CLASSES - 1] =
     [1 << 10, 4 << 10, 16 << 10, 64 << 10, 128 << 10, 512 << 10, 1 << 20];
 /// Upper bounds of the latency classes, microseconds, inclusive; the last class has none.
 pub const LATENCY_BOUNDS_US: [u64; CLASSES - 1] = [200, 1_000, 20_000, 50_000, 500_000, 1_000_000, 2_000_000];
-/// Ring workers that count at the same time without meeting; more of them share.
-const SHARDS: usize = 8;
 
-/// Calls of each kind that are all timed, for each shard.
+/// Calls of each kind that are all timed, for each lane.
 const ALL_TIMED: u64 = 64;
 /// Of further ones one in so many is, and counts as many: reading the clock costs a fifth of a GETATTR.
 const TIMED_ONE_IN: u64 = 8;
@@ -70,7 +68,7 @@ pub struct Timing(Option<(Instant, u64)>);
 
 /// The counters of one mount.
 #[derive(Debug, Default)]
-pub struct OpCounters([Shard; SHARDS]);
+pub struct OpCounters([Shard; LANES]);
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -104,54 +102,41 @@ pub struct OpTotals {
     pub micros: [u64; OPS],
 }
 
-thread_local! {
-    static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-/// The shard of this thread: threads take them in turn.
-fn shard_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    SHARD.with(|shard| {
-        if shard.get() == usize::MAX {
-            shard.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-        }
-        shard.get()
-    })
-}
-
 impl Shard {
     #[inline]
-    fn read_of(&self, bytes: usize) {
+    fn read_of(&self, lane: Lane, bytes: usize) {
         let bytes = bytes as u64;
-        add(self.hits.get(Op::Read as usize), 1);
-        add(Some(&self.read_bytes), bytes);
+        add(lane, self.hits.get(Op::Read as usize), 1);
+        lane.add(&self.read_bytes, bytes);
         let size = SIZE_BOUNDS.iter().position(|bound| bytes < *bound).unwrap_or(CLASSES - 1);
-        add(self.sizes.get(size), 1);
+        add(lane, self.sizes.get(size), 1);
     }
 
     /// `count` reads took that long each.
     #[inline]
-    fn read_took(&self, took: Duration, count: u64) {
+    fn read_took(&self, lane: Lane, took: Duration, count: u64) {
         let nanos = nanos(took);
         let micros = nanos / 1000;
         let latency = LATENCY_BOUNDS_US.iter().position(|bound| micros <= *bound).unwrap_or(CLASSES - 1);
-        add(self.latencies.get(latency), count);
-        add(self.nanos.get(Op::Read as usize), nanos.saturating_mul(count));
+        add(lane, self.latencies.get(latency), count);
+        add(lane, self.nanos.get(Op::Read as usize), nanos.saturating_mul(count));
     }
 }
 
 impl OpCounters {
+    /// What this thread counts in.
     #[inline]
-    fn shard(&self) -> &Shard {
-        // The number is below SHARDS; the fallback is never taken.
-        self.0.get(shard_number()).unwrap_or(&self.0[0])
+    fn shard(&self) -> (Lane, &Shard) {
+        let lane = Lane::mine();
+        // The number is below LANES; the fallback is never taken.
+        (lane, self.0.get(lane.index()).unwrap_or(&self.0[0]))
     }
 
     /// Begins a READ.
     #[inline]
     #[must_use]
     pub fn begin_read(&self) -> Timing {
-        let shard = self.shard();
+        let (_, shard) = self.shard();
         let untimed = shard.untimed_reads.load(Ordering::Relaxed);
         let first = shard.hits.get(Op::Read as usize).is_none_or(|n| n.load(Ordering::Relaxed) < ALL_TIMED);
         Timing((first || untimed + 1 >= TIMED_ONE_IN).then(|| (Instant::now(), 1)))
@@ -161,7 +146,8 @@ impl OpCounters {
     #[inline]
     #[must_use]
     pub fn begin(&self, op: Op) -> Timing {
-        let before = self.shard().hits.get(op as usize).map_or(0, |hits| hits.load(Ordering::Relaxed));
+        let (_, shard) = self.shard();
+        let before = shard.hits.get(op as usize).map_or(0, |hits| hits.load(Ordering::Relaxed));
         let weight = if before < ALL_TIMED {
             1
         } else if before.is_multiple_of(TIMED_ONE_IN) {
@@ -175,42 +161,42 @@ impl OpCounters {
     /// Counts a call that ended.
     #[inline]
     pub fn count(&self, op: Op, failed: bool, timing: Timing) {
-        let shard = self.shard();
-        add(shard.hits.get(op as usize), 1);
+        let (lane, shard) = self.shard();
+        add(lane, shard.hits.get(op as usize), 1);
         if failed {
-            add(shard.errors.get(op as usize), 1);
+            add(lane, shard.errors.get(op as usize), 1);
         }
         if let Some((start, weight)) = timing.0 {
-            add(shard.nanos.get(op as usize), nanos(start.elapsed()).saturating_mul(weight));
+            add(lane, shard.nanos.get(op as usize), nanos(start.elapsed()).saturating_mul(weight));
         }
     }
 
     /// Counts a READ that failed.
     pub fn read_failed(&self) {
-        let shard = self.shard();
-        add(shard.hits.get(Op::Read as usize), 1);
-        add(shard.errors.get(Op::Read as usize), 1);
+        let (lane, shard) = self.shard();
+        add(lane, shard.hits.get(Op::Read as usize), 1);
+        add(lane, shard.errors.get(Op::Read as usize), 1);
     }
 
     /// Counts a READ of so many bytes that was answered in place.
     #[inline]
     pub fn read_in_place(&self, bytes: usize, timing: Timing) {
-        let shard = self.shard();
-        shard.read_of(bytes);
+        let (lane, shard) = self.shard();
+        shard.read_of(lane, bytes);
         match timing.0 {
             Some((start, own)) => {
-                let others = shard.untimed_reads.swap(0, Ordering::Relaxed);
-                shard.read_took(start.elapsed(), others + own);
+                let others = lane.drain(&shard.untimed_reads);
+                shard.read_took(lane, start.elapsed(), others + own);
             }
-            None => add(Some(&shard.untimed_reads), 1),
+            None => lane.add(&shard.untimed_reads, 1),
         }
     }
 
     /// Counts a READ of so many bytes that had to wait.
     pub fn read_waited(&self, bytes: usize, took: Duration) {
-        let shard = self.shard();
-        shard.read_of(bytes);
-        shard.read_took(took, 1);
+        let (lane, shard) = self.shard();
+        shard.read_of(lane, bytes);
+        shard.read_took(lane, took, 1);
     }
 
     /// All of it.
@@ -240,9 +226,9 @@ fn nanos(took: Duration) -> u64 {
 }
 
 #[inline]
-fn add(counter: Option<&AtomicU64>, n: u64) {
+fn add(lane: Lane, counter: Option<&AtomicU64>, n: u64) {
     if let Some(counter) = counter {
-        counter.fetch_add(n, Ordering::Relaxed);
+        lane.add(counter, n);
     }
 }
 
