@@ -40,6 +40,8 @@ fn ctl_asks_and_tells() {
     assert!(said(&ctl(&daemon, &["sockets"])).contains("fs.sock"));
     assert!(said(&ctl(&daemon, &["metrics"])).contains("rafsd_mounts 1\n"));
     said(&ctl(&daemon, &["set", "log-level", "debug"]));
+    let loud = ctl(&daemon, &["set", "log-level", "loud"]);
+    assert!(String::from_utf8_lossy(&loud.stderr).contains("use trace, debug, info, warn or error"));
     // The live view while a guest reads.
     let mut guest = daemon.guest("fs.sock").unwrap();
     let node = guest.resolve(b"/a b/sizes/f4097").unwrap().node;

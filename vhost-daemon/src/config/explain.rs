@@ -3,6 +3,7 @@
 //! Owns: the list of all keys with their meanings and defaults. Does not own: reading them for use.
 
 use super::{Config, ConfigError};
+use crate::wording;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -201,32 +202,10 @@ pub fn explain_text(text: &str) -> String {
     out
 }
 
-/// Whether one is the other with a slip of the pen: in another place, or up to two letters apart.
+/// Whether a key is the other in another place, or misspelt.
 fn is_like(key: &str, other: &str) -> bool {
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
-    let (key, other) = (last(key), last(other));
-    let near = match key.len() {
-        0..4 => 0,
-        4..7 => 1,
-        _ => 2,
-    };
-    distance(&key, &other) <= near
-}
-
-/// Letters to put in, take out or change to make one word of the other.
-fn distance(a: &str, b: &str) -> usize {
-    // Keys are short; what is long is not a slip.
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut next = vec![i + 1];
-        for ((y, above), left_above) in b.iter().zip(row.iter().skip(1)).zip(&row) {
-            let left = next.last().copied().unwrap_or_default();
-            next.push((above + 1).min(left + 1).min(left_above + usize::from(x != y)));
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
+    wording::is_like(&last(key), &last(other))
 }
 
 /// All values with their paths; an object is one value where `known` says so of its path, and a list always is.
