@@ -19,6 +19,7 @@ pub mod cache;
 pub mod codec;
 pub mod ids;
 pub mod image;
+pub mod lanes;
 pub mod layout;
 pub mod reader;
 pub mod store;

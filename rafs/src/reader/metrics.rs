@@ -1,8 +1,8 @@
 //! Numbers of an engine. Counting costs a read that hits nothing that other threads could feel.
 
+use crate::lanes::{LANES, Lane};
 use crate::store::ErrorClass;
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -126,23 +126,15 @@ fn get(counter: &AtomicU64) -> u64 {
 /// Counters that a few threads use each, a cache line apart.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Lane {
+struct Hits {
     hits: AtomicU64,
     hit_bytes: AtomicU64,
-}
-
-const LANES: usize = 16;
-
-static NEXT_LANE: AtomicUsize = AtomicUsize::new(0);
-
-thread_local! {
-    static LANE: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 /// Counters of an engine.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
-    lanes: [Lane; LANES],
+    hits: [Hits; LANES],
     fetched_reads: AtomicU64,
     fetched_read_bytes: AtomicU64,
     ended_reads: AtomicU64,
@@ -161,15 +153,10 @@ impl Metrics {
     /// A read was ready.
     #[inline]
     pub fn hit(&self, bytes: u32) {
-        let lane = LANE.with(|lane| {
-            if lane.get() == usize::MAX {
-                lane.set(NEXT_LANE.fetch_add(1, Ordering::Relaxed) % LANES);
-            }
-            lane.get()
-        });
-        if let Some(lane) = self.lanes.get(lane) {
-            add(&lane.hits, 1);
-            add(&lane.hit_bytes, bytes.into());
+        let lane = Lane::mine();
+        if let Some(mine) = self.hits.get(lane.index()) {
+            lane.add(&mine.hits, 1);
+            lane.add(&mine.hit_bytes, bytes.into());
         }
     }
 
@@ -210,8 +197,8 @@ impl Metrics {
         let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let fetched_reads = get(&self.fetched_reads);
         EngineMetrics {
-            hits: self.lanes.iter().map(|l| get(&l.hits)).sum(),
-            hit_bytes: self.lanes.iter().map(|l| get(&l.hit_bytes)).sum(),
+            hits: self.hits.iter().map(|l| get(&l.hits)).sum(),
+            hit_bytes: self.hits.iter().map(|l| get(&l.hit_bytes)).sum(),
             fetched_reads,
             fetched_read_bytes: get(&self.fetched_read_bytes),
             waiting: fetched_reads.saturating_sub(get(&self.ended_reads)),

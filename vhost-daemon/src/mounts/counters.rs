@@ -1,10 +1,10 @@
 //! What guests ask of one mount, counted: calls, errors, bytes, latencies.
 //!
-//! Owns: the counters and their classes (those of nydusd's `/metrics`). Counting costs a few relaxed additions on a
-//! cache line that few threads share; nothing is allocated or locked. Does not own: how they are shown.
+//! Owns: the counters and their classes (those of nydusd's `/metrics`). Counting costs a few additions in a lane that few
+//! threads share ([`rafs::lanes`]); nothing is allocated or locked. Does not own: how they are shown.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use rafs::lanes::{LANES, Lane};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Kinds of calls, in the order of the contract's arrays.
@@ -56,10 +56,8 @@ pub const SIZE_BOUNDS: [u64; CLASSES - 1] =
     [1 << 10, 4 << 10, 16 << 10, 64 << 10, 128 << 10, 512 << 10, 1 << 20];
 /// Upper bounds of the latency classes, microseconds, inclusive; the last class has none.
 pub const LATENCY_BOUNDS_US: [u64; CLASSES - 1] = [200, 1_000, 20_000, 50_000, 500_000, 1_000_000, 2_000_000];
-/// Ring workers that count at the same time without meeting; more of them share.
-const SHARDS: usize = 8;
 
-/// Calls of each kind that are all timed, for each shard.
+/// Calls of each kind that are all timed, for each lane.
 const ALL_TIMED: u64 = 64;
 /// Of further ones one in so many is, and counts as many: reading the clock costs a fifth of a GETATTR.
 const TIMED_ONE_IN: u64 = 8;
@@ -70,7 +68,7 @@ pub struct Timing(Option<(Instant, u64)>);
 
 /// The counters of one mount.
 #[derive(Debug, Default)]
-pub struct OpCounters([Shard; SHARDS]);
+pub struct OpCounters([Shard; LANES]);
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -80,6 +78,8 @@ struct Shard {
     read_bytes: AtomicU64,
     sizes: [AtomicU64; CLASSES],
     latencies: [AtomicU64; CLASSES],
+    /// Reads since the last one whose time was taken: they count as having taken as long as the next.
+    untimed_reads: AtomicU64,
     /// Nanoseconds, so that calls of a microsecond add up.
     nanos: [AtomicU64; OPS],
 }
@@ -97,38 +97,57 @@ pub struct OpTotals {
     pub sizes: [u64; CLASSES],
     /// Reads by latency class.
     pub latencies: [u64; CLASSES],
-    /// What all calls of each kind took together, microseconds. Reads are all timed, of other calls one in eight once there
-    /// were many.
+    /// What all calls of each kind took together, microseconds. Once there were many, of calls that are answered in place
+    /// one in eight is timed and stands for the others; reads that had to wait are all timed.
     pub micros: [u64; OPS],
 }
 
-thread_local! {
-    static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
-}
+impl Shard {
+    #[inline]
+    fn read_of(&self, lane: Lane, bytes: usize) {
+        let bytes = bytes as u64;
+        add(lane, self.hits.get(Op::Read as usize), 1);
+        lane.add(&self.read_bytes, bytes);
+        let size = SIZE_BOUNDS.iter().position(|bound| bytes < *bound).unwrap_or(CLASSES - 1);
+        add(lane, self.sizes.get(size), 1);
+    }
 
-/// The shard of this thread: threads take them in turn.
-fn shard_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    SHARD.with(|shard| {
-        if shard.get() == usize::MAX {
-            shard.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-        }
-        shard.get()
-    })
+    /// `count` reads took that long each.
+    #[inline]
+    fn read_took(&self, lane: Lane, took: Duration, count: u64) {
+        let nanos = nanos(took);
+        let micros = nanos / 1000;
+        let latency = LATENCY_BOUNDS_US.iter().position(|bound| micros <= *bound).unwrap_or(CLASSES - 1);
+        add(lane, self.latencies.get(latency), count);
+        add(lane, self.nanos.get(Op::Read as usize), nanos.saturating_mul(count));
+    }
 }
 
 impl OpCounters {
+    /// What this thread counts in.
     #[inline]
-    fn shard(&self) -> &Shard {
-        // The number is below SHARDS; the fallback is never taken.
-        self.0.get(shard_number()).unwrap_or(&self.0[0])
+    fn shard(&self) -> (Lane, &Shard) {
+        let lane = Lane::mine();
+        // The number is below LANES; the fallback is never taken.
+        (lane, self.0.get(lane.index()).unwrap_or(&self.0[0]))
+    }
+
+    /// Begins a READ.
+    #[inline]
+    #[must_use]
+    pub fn begin_read(&self) -> Timing {
+        let (_, shard) = self.shard();
+        let untimed = shard.untimed_reads.load(Ordering::Relaxed);
+        let first = shard.hits.get(Op::Read as usize).is_none_or(|n| n.load(Ordering::Relaxed) < ALL_TIMED);
+        Timing((first || untimed + 1 >= TIMED_ONE_IN).then(|| (Instant::now(), 1)))
     }
 
     /// Begins a call other than READ.
     #[inline]
     #[must_use]
     pub fn begin(&self, op: Op) -> Timing {
-        let before = self.shard().hits.get(op as usize).map_or(0, |hits| hits.load(Ordering::Relaxed));
+        let (_, shard) = self.shard();
+        let before = shard.hits.get(op as usize).map_or(0, |hits| hits.load(Ordering::Relaxed));
         let weight = if before < ALL_TIMED {
             1
         } else if before.is_multiple_of(TIMED_ONE_IN) {
@@ -142,34 +161,42 @@ impl OpCounters {
     /// Counts a call that ended.
     #[inline]
     pub fn count(&self, op: Op, failed: bool, timing: Timing) {
-        let shard = self.shard();
-        add(shard.hits.get(op as usize), 1);
+        let (lane, shard) = self.shard();
+        add(lane, shard.hits.get(op as usize), 1);
         if failed {
-            add(shard.errors.get(op as usize), 1);
+            add(lane, shard.errors.get(op as usize), 1);
         }
         if let Some((start, weight)) = timing.0 {
-            add(shard.nanos.get(op as usize), nanos(start.elapsed()).saturating_mul(weight));
+            add(lane, shard.nanos.get(op as usize), nanos(start.elapsed()).saturating_mul(weight));
         }
     }
 
-    /// Counts a READ that ended: its bytes, or `None` if it failed.
+    /// Counts a READ that failed.
+    pub fn read_failed(&self) {
+        let (lane, shard) = self.shard();
+        add(lane, shard.hits.get(Op::Read as usize), 1);
+        add(lane, shard.errors.get(Op::Read as usize), 1);
+    }
+
+    /// Counts a READ of so many bytes that was answered in place.
     #[inline]
-    pub fn read(&self, bytes: Option<usize>, took: Duration) {
-        let shard = self.shard();
-        add(shard.hits.get(Op::Read as usize), 1);
-        let Some(bytes) = bytes else {
-            add(shard.errors.get(Op::Read as usize), 1);
-            return;
-        };
-        let bytes = bytes as u64;
-        shard.read_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let size = SIZE_BOUNDS.iter().position(|bound| bytes < *bound).unwrap_or(CLASSES - 1);
-        add(shard.sizes.get(size), 1);
-        let nanos = nanos(took);
-        let micros = nanos / 1000;
-        let latency = LATENCY_BOUNDS_US.iter().position(|bound| micros <= *bound).unwrap_or(CLASSES - 1);
-        add(shard.latencies.get(latency), 1);
-        add(shard.nanos.get(Op::Read as usize), nanos);
+    pub fn read_in_place(&self, bytes: usize, timing: Timing) {
+        let (lane, shard) = self.shard();
+        shard.read_of(lane, bytes);
+        match timing.0 {
+            Some((start, own)) => {
+                let others = lane.drain(&shard.untimed_reads);
+                shard.read_took(lane, start.elapsed(), others + own);
+            }
+            None => lane.add(&shard.untimed_reads, 1),
+        }
+    }
+
+    /// Counts a READ of so many bytes that had to wait.
+    pub fn read_waited(&self, bytes: usize, took: Duration) {
+        let (lane, shard) = self.shard();
+        shard.read_of(lane, bytes);
+        shard.read_took(lane, took, 1);
     }
 
     /// All of it.
@@ -181,6 +208,9 @@ impl OpCounters {
             merge(&mut sum.errors, &shard.errors);
             merge(&mut sum.sizes, &shard.sizes);
             merge(&mut sum.latencies, &shard.latencies);
+            // Not long ago, in place: the first class, until the next one that is timed says otherwise.
+            let [first, ..] = &mut sum.latencies;
+            *first = first.wrapping_add(shard.untimed_reads.load(Ordering::Relaxed));
             sum.read_bytes = sum.read_bytes.wrapping_add(shard.read_bytes.load(Ordering::Relaxed));
             merge(&mut sum.micros, &shard.nanos);
         }
@@ -196,9 +226,9 @@ fn nanos(took: Duration) -> u64 {
 }
 
 #[inline]
-fn add(counter: Option<&AtomicU64>, n: u64) {
+fn add(lane: Lane, counter: Option<&AtomicU64>, n: u64) {
     if let Some(counter) = counter {
-        counter.fetch_add(n, Ordering::Relaxed);
+        lane.add(counter, n);
     }
 }
 
@@ -217,9 +247,9 @@ mod tests {
         let counters = OpCounters::default();
         let mut timed = Vec::new();
         for (bytes, micros) in [(1023, 200), (1024, 201), (4096, 1_001), (1 << 20, 2_000_001)] {
-            counters.read(Some(bytes), Duration::from_micros(micros));
+            counters.read_waited(bytes, Duration::from_micros(micros));
         }
-        counters.read(None, Duration::ZERO);
+        counters.read_failed();
         for _ in 0..ALL_TIMED + 3 * TIMED_ONE_IN {
             let timing = counters.begin(Op::Lookup);
             let stands_for = timing.0.map_or(0, |(_, weight)| weight);
@@ -238,5 +268,26 @@ mod tests {
         assert_eq!((totals.hits[4], totals.errors[4], totals.hits[9], totals.errors[9]), (5, 1, 88, 88));
         assert_eq!(totals.read_bytes, 1023 + 1024 + 4096 + (1 << 20));
         assert_eq!(totals.micros[4], 200 + 201 + 1_001 + 2_000_001);
+    }
+    #[test]
+    fn every_read_in_place_is_in_one_class_of_each_kind() {
+        let counters = OpCounters::default();
+        let mut timed = 0;
+        for n in 1..=ALL_TIMED + 3 * TIMED_ONE_IN + 5 {
+            let timing = counters.begin_read();
+            timed += u64::from(timing.0.is_some());
+            counters.read_in_place(4096, timing);
+            let totals = counters.totals();
+            assert_eq!(totals.hits[Op::Read as usize], n);
+            assert_eq!(totals.sizes.iter().sum::<u64>(), n);
+            assert_eq!(totals.latencies.iter().sum::<u64>(), n);
+        }
+        assert_eq!(timed, ALL_TIMED + 3);
+        // One that was timed and then had to wait takes nothing of the others with it.
+        let _ = counters.begin_read();
+        counters.read_waited(4096, Duration::from_secs(3));
+        let totals = counters.totals();
+        assert_eq!(totals.latencies.iter().sum::<u64>(), totals.hits[Op::Read as usize]);
+        assert_eq!(totals.latencies.last(), Some(&1));
     }
 }

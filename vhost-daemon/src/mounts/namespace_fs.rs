@@ -20,7 +20,7 @@ use fuse_backend_rs::api::filesystem::{
 };
 use std::ffi::CStr;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long guests may keep the way to a mount. Short: the mount may go, and another may come.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -187,13 +187,13 @@ impl GuestFs for Namespace {
         let table = self.table.load();
         match owner(&table, read.node)? {
             Owner::Mount(slot) => {
-                let start = Instant::now();
+                let timing = slot.counters.begin_read();
                 let answer = slot.fs.start_read(ctx, read, io);
                 match &answer {
-                    Ok(ReadStart::Done(n)) => slot.counters.read(Some(*n), start.elapsed()),
+                    Ok(ReadStart::Done(n)) => slot.counters.read_in_place(*n, timing),
                     // Counted by the file system when it is answered, or when it comes again.
                     Ok(ReadStart::Parked | ReadStart::Blocks) => {}
-                    Err(_) => slot.counters.read(None, Duration::ZERO),
+                    Err(_) => slot.counters.read_failed(),
                 }
                 answer
             }

@@ -154,8 +154,10 @@ impl ReadSink for Sink {
     }
 
     fn finish(self: Box<Self>, result: Result<usize, ReadError>) {
-        let bytes = result.as_ref().ok().copied();
-        self.flight.counters.read(bytes, self.flight.start.elapsed());
+        match &result {
+            Ok(bytes) => self.flight.counters.read_waited(*bytes, self.flight.start.elapsed()),
+            Err(_) => self.flight.counters.read_failed(),
+        }
         self.parked.finish(result.map_err(|e| e.errno()));
     }
 }

@@ -2,12 +2,11 @@
 //!
 //! Owns: the walk over direct and indirect descriptors and every check on it. Does not own: rings.
 
-use super::GuestMemory;
 use super::guest_buf::GuestBuf;
+use super::view::View;
 use crate::fuse::REQUEST_HEAD_MAX;
 use std::sync::Arc;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
 
 /// Longest chain that is followed, whatever the ring's size: a request of 1 MiB in pages takes 260.
 const CHAIN_MAX: u32 = 1024;
@@ -47,6 +46,8 @@ pub(super) enum ChainFault {
 /// The buffers of one chain; reused from request to request.
 #[derive(Debug)]
 pub(super) struct Chain {
+    /// The memory it was walked in, until it is let go.
+    view: Option<View>,
     readable: GuestBuf,
     writable: GuestBuf,
     /// Whether the walk ended with a fault.
@@ -66,6 +67,7 @@ impl Chain {
     /// An empty chain.
     pub(super) fn new() -> Self {
         Self {
+            view: None,
             readable: GuestBuf::new(),
             writable: GuestBuf::new(),
             fault: false,
@@ -77,6 +79,7 @@ impl Chain {
 
     /// Lets go of guest memory, and of room that only odd chains need.
     pub(super) fn release(&mut self) {
+        self.view = None;
         self.readable.release();
         self.writable.release();
         self.head_len = 0;
@@ -98,36 +101,38 @@ impl Chain {
         self.readable.len()
     }
 
-    /// Walks the chain from descriptor `head` of the table at `table` with `size` entries. On a fault
-    /// what was found before it can be used: the request's first bytes and the room for a reply.
+    /// Looks at the memory of `view` from now on.
+    pub(super) fn look_at(&mut self, view: &View) {
+        if !self.view.as_ref().is_some_and(|old| Arc::ptr_eq(old.memory(), view.memory())) {
+            self.view = Some(view.clone());
+        }
+        self.readable.reset(view.memory());
+        self.writable.reset(view.memory());
+    }
+
+    /// Walks the chain from descriptor `head` of the table at `table` with `size` entries, in the memory that it was told to
+    /// look at. On a fault what was found before it can be used: the request's first bytes and the room for a reply.
     ///
     /// # Errors
     ///
     /// See [`ChainFault`].
-    pub(super) fn walk(
-        &mut self,
-        memory: &Arc<GuestMemory>,
-        table: u64,
-        size: u16,
-        head: u16,
-    ) -> Result<(), ChainFault> {
-        self.readable.reset(memory);
-        self.writable.reset(memory);
+    pub(super) fn walk(&mut self, table: u64, size: u16, head: u16) -> Result<(), ChainFault> {
         self.fault = false;
         self.descriptors = 0;
-        let walked = self.walk_tables(memory, Table { addr: table, size: u32::from(size) }, head);
+        let walked = self.walk_tables(Table { addr: table, size: u32::from(size) }, head);
         self.head_len = self.readable.read(0, self.head.as_mut_slice());
         walked
     }
 
-    fn walk_tables(&mut self, memory: &GuestMemory, direct: Table, head: u16) -> Result<(), ChainFault> {
+    fn walk_tables(&mut self, direct: Table, head: u16) -> Result<(), ChainFault> {
+        let view = self.view.as_mut().ok_or(ChainFault::Table)?;
         let mut table = direct;
         let mut index = u32::from(head);
         let mut indirect = false;
         let mut misplaced = false;
         for _ in 0..CHAIN_MAX {
             self.descriptors += 1;
-            let desc = read_descriptor(memory, &table, index)?;
+            let desc = read_descriptor(view, &table, index)?;
             let flags = desc.flags();
             if flags & F_INDIRECT != 0 {
                 if indirect || flags & F_NEXT != 0 {
@@ -148,7 +153,7 @@ impl Chain {
                 misplaced |= self.writable.len() > 0;
                 &mut self.readable
             };
-            buf.push(desc.addr().0, desc.len()).map_err(|_| ChainFault::Buffer)?;
+            buf.push(view, desc.addr().0, desc.len()).map_err(|_| ChainFault::Buffer)?;
             if flags & F_NEXT == 0 {
                 return if misplaced { Err(ChainFault::Order) } else { Ok(()) };
             }
@@ -158,10 +163,10 @@ impl Chain {
     }
 }
 
-fn read_descriptor(memory: &GuestMemory, table: &Table, index: u32) -> Result<Descriptor, ChainFault> {
+fn read_descriptor(view: &mut View, table: &Table, index: u32) -> Result<Descriptor, ChainFault> {
     if index >= table.size {
         return Err(ChainFault::OutOfTable { index, size: table.size });
     }
     let addr = table.addr.checked_add(u64::from(index) * DESC_SIZE).ok_or(ChainFault::Table)?;
-    memory.read_obj(GuestAddress(addr)).map_err(|_| ChainFault::Table)
+    view.descriptor(addr).map_err(|_| ChainFault::Table)
 }

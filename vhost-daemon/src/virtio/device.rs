@@ -90,7 +90,7 @@ impl<F: GuestFs> Device<F> {
                 r.memory = Some(Arc::clone(&memory));
                 r.setup.layout = layout;
                 match (&mut r.ring, layout) {
-                    (Some(running), Some(layout)) => running.layout = layout,
+                    (Some(running), Some(layout)) => running.move_to(layout, &memory),
                     // Its memory was taken away under a running ring: it rests until it is stopped.
                     (Some(_), None) => r.broken = true,
                     (None, _) => {}
@@ -260,8 +260,8 @@ impl<F: GuestFs> VhostUserBackendReqHandler for Device<F> {
         }
         ring.change(|r| {
             r.setup.layout = layout;
-            if let (Some(running), Some(layout)) = (&mut r.ring, layout) {
-                running.layout = layout;
+            if let (Some(running), Some(layout), Some(memory)) = (&mut r.ring, layout, &r.memory) {
+                running.move_to(layout, memory);
             }
         });
         Ok(())

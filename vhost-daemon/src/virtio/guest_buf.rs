@@ -1,26 +1,22 @@
 //! A piece of guest memory, possibly scattered, as host addresses.
 //!
-//! Owns: the translation of guest addresses, and every copy into and out of guest memory: this module and
-//! the kernel are the only ones that write there. Does not own: descriptors.
+//! Owns: every copy into and out of guest memory but for single fields ([`super::view`]): the two modules and the kernel
+//! are the only ones that write there. Does not own: descriptors.
 //!
 //! Unsafe code is here because the bytes belong to a guest that changes them at will: no Rust reference to
 //! them may exist, so they are reached through raw pointers, by memcpy and preadv2 alone.
 #![allow(unsafe_code)]
 
 use super::GuestMemory;
+use super::view::{Fault, View};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 /// Most segments one preadv2 takes (`IOV_MAX`).
 const IOV_MAX: usize = 1024;
 /// Segments there is always room for: a request of 1 MiB in pages takes 260.
 const SEGMENTS: usize = 288;
-
-/// The guest named memory that it does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fault;
 
 /// Scattered guest memory, neighbours merged. Holds the memory it points into.
 pub(super) struct GuestBuf {
@@ -92,19 +88,21 @@ impl GuestBuf {
         self.len
     }
 
-    /// Appends `len` bytes at guest address `addr`, over region borders where these touch.
+    /// Appends `len` bytes at guest address `addr`, over region borders where these touch. `view` is one of the memory
+    /// that it was reset to.
     ///
     /// # Errors
     ///
     /// [`Fault`] when a part is not guest memory; what came before it stays appended.
-    pub(super) fn push(&mut self, addr: u64, len: u32) -> Result<(), Fault> {
-        let memory = self.memory.as_ref().ok_or(Fault)?;
-        let mut addr = GuestAddress(addr);
+    pub(super) fn push(&mut self, view: &mut View, mut addr: u64, len: u32) -> Result<(), Fault> {
+        // What is pointed into has to be what is held.
+        if !self.memory.as_ref().is_some_and(|held| Arc::ptr_eq(held, view.memory())) {
+            return Err(Fault);
+        }
         let mut left = u64::from(len);
         while left > 0 {
-            let (region, offset) = memory.to_region_addr(addr).ok_or(Fault)?;
-            let here = (region.len() - offset.0).min(left);
-            let host = region.get_host_address(MemoryRegionAddress(offset.0)).map_err(|_| Fault)?;
+            let (host, room) = view.at(addr)?;
+            let here = room.min(left);
             let here_len = usize::try_from(here).map_err(|_| Fault)?;
             let total = self.len.checked_add(here_len).ok_or(Fault)?;
             match self.segments.last_mut() {
@@ -116,7 +114,7 @@ impl GuestBuf {
             self.len = total;
             left -= here;
             if left > 0 {
-                addr = GuestAddress(addr.0.checked_add(here).ok_or(Fault)?);
+                addr = addr.checked_add(here).ok_or(Fault)?;
             }
         }
         Ok(())
@@ -240,6 +238,7 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
+    use vm_memory::GuestAddress;
 
     fn memory() -> Arc<GuestMemory> {
         let ranges =
@@ -247,19 +246,19 @@ mod tests {
         Arc::new(GuestMemory::from_ranges(&ranges).unwrap())
     }
 
-    fn buffer() -> GuestBuf {
-        let mut buf = GuestBuf::new();
-        buf.reset(&memory());
-        buf
+    fn buffer() -> (GuestBuf, View) {
+        let (mut buf, view) = (GuestBuf::new(), View::new(&memory()));
+        buf.reset(view.memory());
+        (buf, view)
     }
 
     #[test]
     fn spans_regions_and_refuses_holes() {
-        let mut buf = buffer();
-        buf.push(0x1ff0, 0x20).unwrap();
+        let (mut buf, mut view) = buffer();
+        buf.push(&mut view, 0x1ff0, 0x20).unwrap();
         assert_eq!(buf.len(), 0x20);
-        assert_eq!(buf.push(0x2ff0, 0x20), Err(Fault));
-        assert_eq!(buf.push(u64::MAX - 3, 16), Err(Fault));
+        assert_eq!(buf.push(&mut view, 0x2ff0, 0x20), Err(Fault));
+        assert_eq!(buf.push(&mut view, u64::MAX - 3, 16), Err(Fault));
         let mut out = [0; 0x20];
         buf.write(0, &[7; 0x20]);
         assert_eq!(buf.read(0, &mut out), 0x20);
@@ -268,9 +267,9 @@ mod tests {
 
     #[test]
     fn copies_at_any_offset_over_many_segments() {
-        let mut buf = buffer();
+        let (mut buf, mut view) = buffer();
         for i in 0..100 {
-            buf.push(0x1000 + i * 20, 10).unwrap();
+            buf.push(&mut view, 0x1000 + i * 20, 10).unwrap();
         }
         let data: Vec<u8> = (0..=255).collect();
         for at in [0, 5, 9, 10, 11, 500, 744, 3] {
@@ -291,9 +290,9 @@ mod tests {
     #[test]
     fn writes_scattered_memory_to_files() {
         let file = tempfile::tempfile().unwrap();
-        let mut buf = buffer();
+        let (mut buf, mut view) = buffer();
         for i in 0..50 {
-            buf.push(0x8000 + i * 60, 33).unwrap();
+            buf.push(&mut view, 0x8000 + i * 60, 33).unwrap();
         }
         let data: Vec<u8> = (0..1650u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
         buf.write(0, &data);
@@ -309,9 +308,9 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let data: Vec<u8> = (0..2000u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
         file.write_all(&data).unwrap();
-        let mut buf = buffer();
+        let (mut buf, mut view) = buffer();
         for i in 0..50 {
-            buf.push(0x8000 + i * 60, 33).unwrap();
+            buf.push(&mut view, 0x8000 + i * 60, 33).unwrap();
         }
         let n = buf.preadv(16, file.as_fd(), 100, 1000, 0).unwrap();
         assert_eq!(n, 1000);

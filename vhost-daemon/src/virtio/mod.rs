@@ -17,6 +17,7 @@ mod reply;
 mod ring;
 mod ring_state;
 mod service;
+mod view;
 mod worker;
 
 pub use crew::Crew;

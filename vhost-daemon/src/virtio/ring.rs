@@ -7,8 +7,9 @@
 //! progress, says that there is nothing, or fails once and for all.
 
 use super::GuestMemory;
+use super::view::{Fault, View};
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use vm_memory::{Bytes, GuestAddress};
 
 /// Largest ring, entries (virtio 1.2 section 2.7).
 pub(super) const SIZE_MAX: u16 = 32768;
@@ -51,6 +52,12 @@ pub(super) enum RingFault {
     Memory,
 }
 
+impl From<Fault> for RingFault {
+    fn from(_: Fault) -> Self {
+        Self::Memory
+    }
+}
+
 /// Guest addresses of a ring's three parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RingLayout {
@@ -67,12 +74,12 @@ pub(super) struct RingLayout {
 }
 
 impl RingLayout {
-    fn avail_field(&self, offset: u64) -> GuestAddress {
-        GuestAddress(self.avail.wrapping_add(offset))
+    fn avail_field(&self, offset: u64) -> u64 {
+        self.avail.wrapping_add(offset)
     }
 
-    fn used_field(&self, offset: u64) -> GuestAddress {
-        GuestAddress(self.used.wrapping_add(offset))
+    fn used_field(&self, offset: u64) -> u64 {
+        self.used.wrapping_add(offset)
     }
 }
 
@@ -80,8 +87,8 @@ impl RingLayout {
 /// between it grows by one for each head in flight, so a successor can derive one from the other.
 #[derive(Debug)]
 pub(super) struct Ring {
-    /// Where it is.
-    pub(super) layout: RingLayout,
+    layout: RingLayout,
+    view: View,
     next_avail: u16,
     next_used: u16,
     signalled: u16,
@@ -95,17 +102,35 @@ impl Ring {
     /// # Errors
     ///
     /// [`RingFault::Memory`] when the used index cannot be read.
-    pub(super) fn new(layout: RingLayout, base: u16, memory: &GuestMemory) -> Result<Self, RingFault> {
-        let used: u16 = load(memory, layout.used_field(2), Ordering::Acquire)?;
+    pub(super) fn new(layout: RingLayout, base: u16, memory: &Arc<GuestMemory>) -> Result<Self, RingFault> {
+        let mut view = View::new(memory);
+        let used = view.load_u16(layout.used_field(2), Ordering::Acquire)?;
         let words = usize::from(layout.size).div_ceil(64);
         Ok(Self {
             layout,
+            view,
             next_avail: base,
             next_used: used,
             signalled: used,
             in_flight: vec![0; words],
             in_flight_count: 0,
         })
+    }
+
+    /// Where it is.
+    pub(super) fn layout(&self) -> RingLayout {
+        self.layout
+    }
+
+    /// The memory it is in.
+    pub(super) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// It is somewhere else from now on, or its memory is known by another name.
+    pub(super) fn move_to(&mut self, layout: RingLayout, memory: &Arc<GuestMemory>) {
+        self.layout = layout;
+        self.view = View::new(memory);
     }
 
     /// The avail index of the next head to take.
@@ -123,9 +148,9 @@ impl Ring {
     /// # Errors
     ///
     /// See [`RingFault`]; the ring is then broken.
-    pub(super) fn take(&mut self, memory: &GuestMemory) -> Result<Option<u16>, RingFault> {
+    pub(super) fn take(&mut self) -> Result<Option<u16>, RingFault> {
         let RingLayout { size, .. } = self.layout;
-        let avail: u16 = load(memory, self.layout.avail_field(2), Ordering::Acquire)?;
+        let avail = self.view.load_u16(self.layout.avail_field(2), Ordering::Acquire)?;
         let announced = avail.wrapping_sub(self.next_avail);
         if announced == 0 {
             return Ok(None);
@@ -134,7 +159,7 @@ impl Ring {
             return Err(RingFault::IndexJump { avail, next: self.next_avail, announced, size });
         }
         let slot = u64::from(self.next_avail & (size - 1));
-        let head: u16 = load(memory, self.layout.avail_field(4 + 2 * slot), Ordering::Relaxed)?;
+        let head = self.view.load_u16(self.layout.avail_field(4 + 2 * slot), Ordering::Relaxed)?;
         if head >= size {
             return Err(RingFault::Head { head, size });
         }
@@ -153,7 +178,7 @@ impl Ring {
     /// # Errors
     ///
     /// [`RingFault::Memory`] when the used ring is not in guest memory.
-    pub(super) fn give_back(&mut self, memory: &GuestMemory, head: u16, len: u32) -> Result<(), RingFault> {
+    pub(super) fn give_back(&mut self, head: u16, len: u32) -> Result<(), RingFault> {
         let (word, bit) = position(head);
         match self.in_flight.get_mut(word) {
             Some(w) if *w & bit != 0 => *w &= !bit,
@@ -162,14 +187,14 @@ impl Ring {
         self.in_flight_count -= 1;
         let slot = u64::from(self.next_used & (self.layout.size - 1));
         let element = 4 + 8 * slot;
-        store(memory, self.layout.used_field(element), u32::from(head), Ordering::Relaxed)?;
-        store(memory, self.layout.used_field(element + 4), len, Ordering::Relaxed)?;
+        self.view.store_u32(self.layout.used_field(element), u32::from(head), Ordering::Relaxed)?;
+        self.view.store_u32(self.layout.used_field(element + 4), len, Ordering::Relaxed)?;
         self.next_used = self.next_used.wrapping_add(1);
-        store(memory, self.layout.used_field(2), self.next_used, Ordering::Release)
+        Ok(self.view.store_u16(self.layout.used_field(2), self.next_used, Ordering::Release)?)
     }
 
     /// Whether the guest wants to hear of the heads given back since the last time this said yes.
-    pub(super) fn wants_interrupt(&mut self, memory: &GuestMemory) -> bool {
+    pub(super) fn wants_interrupt(&mut self) -> bool {
         if self.signalled == self.next_used {
             return false;
         }
@@ -179,10 +204,12 @@ impl Ring {
         let wanted = if self.layout.event_idx {
             let at = self.layout.avail_field(4 + 2 * u64::from(self.layout.size));
             // vring_need_event of the virtio specification: is `event` among old .. new?
-            load::<u16>(memory, at, Ordering::Relaxed)
+            self.view
+                .load_u16(at, Ordering::Relaxed)
                 .map_or(true, |event| new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
         } else {
-            load::<u16>(memory, self.layout.avail_field(0), Ordering::Relaxed)
+            self.view
+                .load_u16(self.layout.avail_field(0), Ordering::Relaxed)
                 .map_or(true, |flags| flags & NO_INTERRUPT == 0)
         };
         self.signalled = new;
@@ -194,15 +221,15 @@ impl Ring {
     /// # Errors
     ///
     /// [`RingFault::Memory`].
-    pub(super) fn ask_for_kick(&mut self, memory: &GuestMemory) -> Result<bool, RingFault> {
+    pub(super) fn ask_for_kick(&mut self) -> Result<bool, RingFault> {
         if self.layout.event_idx {
             let at = self.layout.used_field(4 + 8 * u64::from(self.layout.size));
-            store(memory, at, self.next_avail, Ordering::Relaxed)?;
+            self.view.store_u16(at, self.next_avail, Ordering::Relaxed)?;
         } else {
-            store(memory, self.layout.used_field(0), 0u16, Ordering::Relaxed)?;
+            self.view.store_u16(self.layout.used_field(0), 0, Ordering::Relaxed)?;
         }
         fence(Ordering::SeqCst);
-        let avail: u16 = load(memory, self.layout.avail_field(2), Ordering::Acquire)?;
+        let avail = self.view.load_u16(self.layout.avail_field(2), Ordering::Acquire)?;
         Ok(avail != self.next_avail)
     }
 
@@ -212,11 +239,11 @@ impl Ring {
     /// # Errors
     ///
     /// [`RingFault::Memory`].
-    pub(super) fn no_kicks(&mut self, memory: &GuestMemory) -> Result<(), RingFault> {
+    pub(super) fn no_kicks(&mut self) -> Result<(), RingFault> {
         if self.layout.event_idx {
             return Ok(());
         }
-        store(memory, self.layout.used_field(0), NO_NOTIFY, Ordering::Relaxed)
+        Ok(self.view.store_u16(self.layout.used_field(0), NO_NOTIFY, Ordering::Relaxed)?)
     }
 }
 
@@ -224,38 +251,22 @@ fn position(head: u16) -> (usize, u64) {
     (usize::from(head / 64), 1 << (head % 64))
 }
 
-fn load<T: vm_memory::AtomicAccess>(
-    memory: &GuestMemory,
-    at: GuestAddress,
-    order: Ordering,
-) -> Result<T, RingFault> {
-    memory.load(at, order).map_err(|_| RingFault::Memory)
-}
-
-fn store<T: vm_memory::AtomicAccess>(
-    memory: &GuestMemory,
-    at: GuestAddress,
-    value: T,
-    order: Ordering,
-) -> Result<(), RingFault> {
-    memory.store(value, at, order).map_err(|_| RingFault::Memory)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_memory::{Bytes, GuestAddress};
 
     const SIZE: u16 = 8;
 
     struct Guest {
-        memory: GuestMemory,
+        memory: Arc<GuestMemory>,
         layout: RingLayout,
         avail: u16,
     }
 
     impl Guest {
         fn new(event_idx: bool) -> Self {
-            let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+            let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap());
             let layout = RingLayout { size: SIZE, desc: 0, avail: 0x1000, used: 0x2000, event_idx };
             Self { memory, layout, avail: 0 }
         }
@@ -276,17 +287,17 @@ mod tests {
     fn takes_and_gives_back_out_of_order() {
         let mut guest = Guest::new(true);
         let mut ring = guest.ring();
-        assert_eq!(ring.take(&guest.memory), Ok(None));
+        assert_eq!(ring.take(), Ok(None));
         for head in [3, 1, 7] {
             guest.announce(head);
         }
         for head in [3, 1, 7] {
-            assert_eq!(ring.take(&guest.memory), Ok(Some(head)));
+            assert_eq!(ring.take(), Ok(Some(head)));
         }
-        assert_eq!((ring.take(&guest.memory), ring.in_flight()), (Ok(None), 3));
-        ring.give_back(&guest.memory, 7, 100).unwrap();
-        ring.give_back(&guest.memory, 3, 16).unwrap();
-        ring.give_back(&guest.memory, 3, 16).unwrap();
+        assert_eq!((ring.take(), ring.in_flight()), (Ok(None), 3));
+        ring.give_back(7, 100).unwrap();
+        ring.give_back(3, 16).unwrap();
+        ring.give_back(3, 16).unwrap();
         let used: u16 = guest.memory.read_obj(GuestAddress(0x2002)).unwrap();
         assert_eq!((used, ring.in_flight()), (2, 1));
         let first: [u8; 8] = guest.memory.read_obj(GuestAddress(0x2004)).unwrap();
@@ -300,10 +311,10 @@ mod tests {
         for n in 0..70_000u32 {
             let head = u16::try_from(n % 8).unwrap();
             guest.announce(head);
-            assert_eq!(ring.take(&guest.memory), Ok(Some(head)));
-            ring.give_back(&guest.memory, head, 0).unwrap();
+            assert_eq!(ring.take(), Ok(Some(head)));
+            ring.give_back(head, 0).unwrap();
         }
-        assert_eq!(ring.take(&guest.memory), Ok(None));
+        assert_eq!(ring.take(), Ok(None));
     }
 
     #[test]
@@ -311,17 +322,17 @@ mod tests {
         let guest = Guest::new(true);
         let mut ring = guest.ring();
         guest.memory.write_obj(9u16, GuestAddress(0x1002)).unwrap();
-        assert!(matches!(ring.take(&guest.memory), Err(RingFault::IndexJump { announced: 9, .. })));
+        assert!(matches!(ring.take(), Err(RingFault::IndexJump { announced: 9, .. })));
         let mut guest = Guest::new(true);
         let mut ring = guest.ring();
         guest.announce(8);
-        assert_eq!(ring.take(&guest.memory), Err(RingFault::Head { head: 8, size: 8 }));
+        assert_eq!(ring.take(), Err(RingFault::Head { head: 8, size: 8 }));
         let mut guest = Guest::new(true);
         let mut ring = guest.ring();
         guest.announce(2);
         guest.announce(2);
-        assert_eq!(ring.take(&guest.memory), Ok(Some(2)));
-        assert_eq!(ring.take(&guest.memory), Err(RingFault::HeadTwice { head: 2 }));
+        assert_eq!(ring.take(), Ok(Some(2)));
+        assert_eq!(ring.take(), Err(RingFault::HeadTwice { head: 2 }));
     }
 
     #[test]
@@ -333,7 +344,7 @@ mod tests {
             let layout = RingLayout { avail, used, ..guest.layout };
             let failed = match Ring::new(layout, 0, &guest.memory) {
                 Err(fault) => Err(fault),
-                Ok(mut ring) => ring.take(&guest.memory),
+                Ok(mut ring) => ring.take(),
             };
             assert_eq!(failed, Err(RingFault::Memory), "{avail:#x} {used:#x}");
         }
@@ -345,30 +356,30 @@ mod tests {
         let mut ring = guest.ring();
         for head in 0..4 {
             guest.announce(head);
-            ring.take(&guest.memory).unwrap();
+            ring.take().unwrap();
         }
         let event_at = GuestAddress(0x1004 + 16);
         guest.memory.write_obj(1u16, event_at).unwrap();
-        ring.give_back(&guest.memory, 0, 0).unwrap();
-        assert!(!ring.wants_interrupt(&guest.memory));
-        ring.give_back(&guest.memory, 1, 0).unwrap();
-        assert!(ring.wants_interrupt(&guest.memory));
-        ring.give_back(&guest.memory, 2, 0).unwrap();
-        assert!(!ring.wants_interrupt(&guest.memory));
+        ring.give_back(0, 0).unwrap();
+        assert!(!ring.wants_interrupt());
+        ring.give_back(1, 0).unwrap();
+        assert!(ring.wants_interrupt());
+        ring.give_back(2, 0).unwrap();
+        assert!(!ring.wants_interrupt());
 
         let mut guest = Guest::new(false);
         let mut ring = guest.ring();
         guest.announce(0);
-        ring.take(&guest.memory).unwrap();
+        ring.take().unwrap();
         guest.memory.write_obj(1u16, GuestAddress(0x1000)).unwrap();
-        ring.give_back(&guest.memory, 0, 0).unwrap();
-        assert!(!ring.wants_interrupt(&guest.memory));
+        ring.give_back(0, 0).unwrap();
+        assert!(!ring.wants_interrupt());
         guest.announce(0);
-        ring.take(&guest.memory).unwrap();
+        ring.take().unwrap();
         guest.memory.write_obj(0u16, GuestAddress(0x1000)).unwrap();
-        ring.give_back(&guest.memory, 0, 0).unwrap();
-        assert!(ring.wants_interrupt(&guest.memory));
-        assert!(!ring.wants_interrupt(&guest.memory));
+        ring.give_back(0, 0).unwrap();
+        assert!(ring.wants_interrupt());
+        assert!(!ring.wants_interrupt());
     }
 
     #[test]
@@ -376,9 +387,9 @@ mod tests {
         let mut guest = Guest::new(true);
         let mut ring = guest.ring();
         guest.announce(5);
-        assert_eq!(ring.ask_for_kick(&guest.memory), Ok(true));
-        ring.take(&guest.memory).unwrap();
-        assert_eq!(ring.ask_for_kick(&guest.memory), Ok(false));
+        assert_eq!(ring.ask_for_kick(), Ok(true));
+        ring.take().unwrap();
+        assert_eq!(ring.ask_for_kick(), Ok(false));
         let event: u16 = guest.memory.read_obj(GuestAddress(0x2004 + 64)).unwrap();
         assert_eq!(event, 1);
     }

@@ -185,10 +185,7 @@ impl SharedRing {
         if let Err(fault) = &given {
             self.break_ring(state, fault);
         }
-        let wanted = match (&mut state.ring, &state.memory) {
-            (Some(ring), Some(memory)) => ring.wants_interrupt(memory),
-            _ => false,
-        };
+        let wanted = state.ring.as_mut().is_some_and(Ring::wants_interrupt);
         let call = if wanted && by == Notify::Here { state.setup.call.clone() } else { None };
         let owed = wanted && by == Notify::Worker;
         state.call_owed |= owed;
@@ -284,8 +281,5 @@ impl SharedRing {
 ///
 /// See [`Ring::give_back`].
 pub(super) fn give_back(state: &mut RingState, head: u16, len: u32) -> Result<(), RingFault> {
-    match (&mut state.ring, &state.memory) {
-        (Some(ring), Some(memory)) => ring.give_back(memory, head, len),
-        _ => Ok(()),
-    }
+    state.ring.as_mut().map_or(Ok(()), |ring| ring.give_back(head, len))
 }

@@ -8,6 +8,7 @@ use super::crew::{Hand, Served, Visit};
 use super::deferred::Deferred;
 use super::pool::Pool;
 use super::reply::{InHand, Reply};
+use super::ring::RingLayout;
 use super::ring_state::{RingState, SharedRing, give_back};
 use crate::fuse::{GuestFs, Outcome, Server};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -95,10 +96,10 @@ impl<F: GuestFs + 'static> Served for Worker<F> {
         if !state.running() {
             return false;
         }
-        let (Some(ring), Some(memory)) = (&mut state.ring, &state.memory) else { return false };
-        let asked = ring.ask_for_kick(memory).and_then(|more| {
+        let Some(ring) = &mut state.ring else { return false };
+        let asked = ring.ask_for_kick().and_then(|more| {
             if more {
-                ring.no_kicks(memory)?;
+                ring.no_kicks()?;
             }
             Ok(more)
         });
@@ -143,15 +144,14 @@ impl<F: GuestFs + 'static> Worker<F> {
         if full {
             return (Next::Cut, pending_call(state));
         }
-        let (Some(ring), Some(memory)) = (&mut state.ring, &state.memory) else {
-            return (Next::Stopped, None);
-        };
-        match ring.take(memory) {
+        let Some(ring) = &mut state.ring else { return (Next::Stopped, None) };
+        match ring.take() {
             Ok(Some(head)) => {
-                let (desc, size, life) = (ring.layout.desc, ring.layout.size, state.life);
-                let memory = Arc::clone(memory);
+                let RingLayout { desc, size, .. } = ring.layout();
+                let life = state.life;
+                hand.chain.look_at(ring.view());
                 drop(guard);
-                if let Err(fault) = hand.chain.walk(&memory, desc, size, head) {
+                if let Err(fault) = hand.chain.walk(desc, size, head) {
                     self.ring.complain(|| format!("descriptor {head}: {fault}; the request gets an error"));
                     hand.chain.fault = true;
                 }
@@ -198,6 +198,6 @@ impl<F: GuestFs + 'static> Worker<F> {
 /// The descriptor to signal for what was given back without looking whether the guest wants to know.
 fn pending_call(state: &mut RingState) -> Option<Arc<Call>> {
     let owed = std::mem::take(&mut state.call_owed);
-    let (Some(ring), Some(memory)) = (&mut state.ring, &state.memory) else { return None };
-    if ring.wants_interrupt(memory) || owed { state.setup.call.clone() } else { None }
+    let ring = state.ring.as_mut()?;
+    if ring.wants_interrupt() || owed { state.setup.call.clone() } else { None }
 }
