@@ -87,7 +87,7 @@ bench-boot: deps ## Blobs 20 ms and 100 Mbit/s away: first boot, boot with a tra
 
 .PHONY: bench-peer
 bench-peer: ## Build virtiofsd, the benchmark's peer, into target/peer
-	@missing=; for p in libcap-ng-dev libseccomp-dev; do \
+	@missing=; for p in fio libcap-ng-dev libseccomp-dev; do \
 	  dpkg-query -W -f '$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^ii' || missing="$$missing $$p"; \
 	done; \
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \

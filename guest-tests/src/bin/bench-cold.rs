@@ -6,7 +6,7 @@
 //! the best of some rounds.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,6 +21,8 @@ use guest_tests::support::random::Random;
 const GETATTR: u32 = 3;
 const READ: u32 = 15;
 const BLOCK: u32 = 128 << 10;
+/// Bytes of one file that the data has.
+const FILE_MAX: usize = 4 << 20;
 /// Chunks that the hot file has at the end of the data.
 const HOT_BYTES: u64 = 64 << 10;
 
@@ -39,12 +41,15 @@ struct Args {
     /// MiB of data.
     #[arg(long, default_value_t = 64)]
     mib: usize,
+    /// Directory whose files the data is made of, in order of their names, up to 4 MiB of each.
+    #[arg(long, default_value = "/usr")]
+    source: PathBuf,
     /// Rounds of the second part; 0 leaves it out.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 }
 
-fn config(dir: &Path, backend: &str, amplify: u64) -> Result<std::path::PathBuf> {
+fn config(dir: &Path, backend: &str, amplify: u64) -> Result<PathBuf> {
     let path = dir.join("config");
     let text = format!(
         "version = 2\n{backend}\n[cache]\ntype = \"filecache\"\n[cache.filecache]\nwork_dir = \"{}\"\n[rafs]\nbatch_size = \
@@ -209,15 +214,33 @@ fn verification(args: &Args, source: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What images are made of: contents of real files, which cost what they cost to unpack.
+fn gather(dir: &Path, limit: usize, bytes: &mut Vec<u8>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        if bytes.len() >= limit {
+            return;
+        }
+        if meta.is_dir() {
+            gather(&path, limit, bytes);
+        } else if meta.is_file()
+            && let Ok(content) = std::fs::read(&path)
+        {
+            let room = (limit - bytes.len()).min(FILE_MAX);
+            bytes.extend(content.iter().take(room));
+        }
+    }
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let source = tempfile::tempdir()?;
-    let mut random = Random::new(42);
     let mut bytes = Vec::with_capacity(args.mib << 20);
-    while bytes.len() < args.mib << 20 {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
-        bytes.extend_from_slice(b"half of it");
-    }
+    gather(&args.source, args.mib << 20, &mut bytes);
+    anyhow::ensure!(bytes.len() as u64 >= 16 * HOT_BYTES, "{} has hardly any files", args.source.display());
     std::fs::write(source.path().join("data"), &bytes)?;
     bytes.reverse();
     bytes.truncate(usize::try_from(HOT_BYTES)?);

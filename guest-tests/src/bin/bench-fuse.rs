@@ -1,8 +1,10 @@
 //! `bench-fuse [TREE]`: `rafsd fuse` beside the kernel's EROFS on a disk image of the same v6 image, and the plain
 //! directory. Needs root. Rounds are interleaved; each figure is the median; ratios are over EROFS, larger is better.
-//! "hot" is what the kernel's page cache of the mount has; "warm" is dropped from there before each read, so that it
-//! comes from the daemon's (or EROFS's) own cache in memory. Without TREE it packs files of /usr/lib, 200 MB of them.
+//! "hot" is what the kernel's page cache of the mount has; "warm" is dropped from there before each round, so that it
+//! comes from the daemon's (or EROFS's) own cache in memory. Sequential and random reads are those of fio(1), of the
+//! largest file. Without TREE it packs files of /usr/lib, 200 MB of them.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -14,14 +16,57 @@ use anyhow::{Context, Result, bail};
 use guest_tests::support::binaries::ours;
 use guest_tests::support::image::Image;
 use guest_tests::support::process::Process;
-use guest_tests::support::random::Random;
 use rustix::mount::UnmountFlags;
+use serde_json::Value;
 
 const ROUNDS: usize = 5;
 const TREE_BYTES: u64 = 200_000_000;
-const SEQUENTIAL: usize = 1 << 20;
-const RANDOM: usize = 4096;
-const RANDOM_READS: u64 = 4000;
+/// Bytes that `tar` reads at a time.
+const TAR_BLOCK: usize = 1 << 20;
+/// Bytes that a round of fio reads; more than the file has: it begins again.
+const SEQUENTIAL_BYTES: u64 = 1 << 30;
+const RANDOM_BYTES: u64 = 256 << 20;
+/// The same where pages have to come from below.
+const RANDOM_WARM_BYTES: u64 = 16 << 20;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Load {
+    /// Listing all directories and looking at each name.
+    Find,
+    /// Reading each file from its start to its end.
+    Tar { warm: bool },
+    /// Reading the largest file in order, with so many bytes a call.
+    Sequential { block: usize, warm: bool },
+    /// Reading 4 KiB anywhere in it.
+    Random { warm: bool },
+}
+
+const LOADS: [Load; 10] = [
+    Load::Find,
+    Load::Tar { warm: false },
+    Load::Tar { warm: true },
+    Load::Sequential { block: 4 << 10, warm: false },
+    Load::Sequential { block: 128 << 10, warm: false },
+    Load::Sequential { block: 1 << 20, warm: false },
+    Load::Sequential { block: 128 << 10, warm: true },
+    Load::Sequential { block: 1 << 20, warm: true },
+    Load::Random { warm: false },
+    Load::Random { warm: true },
+];
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cache = |warm| if warm { "warm" } else { "hot" };
+        let text = match *self {
+            Self::Find => "find".to_owned(),
+            Self::Tar { warm } => format!("tar, {}", cache(warm)),
+            Self::Sequential { block, warm } => format!("sequential {}K, {}", block >> 10, cache(warm)),
+            Self::Random { warm } => format!("random 4K, {}", cache(warm)),
+        };
+        f.pad(&text)
+    }
+}
 
 /// A directory that is measured, unmounted when dropped.
 struct Target {
@@ -92,32 +137,46 @@ fn read_through(path: &Path, warm: bool, buffer: &mut [u8]) -> Result<u64> {
     }
 }
 
-/// One load; returns operations done.
-fn run(load: &str, dir: &Path, files: &[(PathBuf, u64)], largest: &Path, size: u64) -> Result<u64> {
-    let mut buffer = vec![0; SEQUENTIAL];
-    let count = |n: usize| n as u64;
+/// Runs fio on a file; returns its calls and the seconds that they took.
+fn fio(path: &Path, size: u64, pattern: &str, block: usize, bytes: u64, warm: bool) -> Result<(f64, f64)> {
+    // Dropping pages is done by fio, before its clock runs; warm pages are read once.
+    let (invalidate, bytes) = if warm { (1, bytes.min(size)) } else { (0, bytes) };
+    let size = size / block as u64 * block as u64;
+    let mut command = Command::new("fio");
+    command.args(["--name=read", "--readonly", "--ioengine=psync", "--output-format=json"]);
+    command.args([format!("--rw={pattern}"), format!("--bs={block}"), format!("--size={size}")]);
+    command.args([format!("--io_size={bytes}"), format!("--invalidate={invalidate}")]);
+    command.arg("--gtod_reduce=1").arg("--filename").arg(path);
+    let output = command.output().context("fio cannot be started; `make bench` installs it")?;
+    if !output.status.success() {
+        bail!("fio: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    let report: Value = serde_json::from_slice(&output.stdout).context("what fio says is no JSON")?;
+    let read = report.pointer("/jobs/0/read").context("fio says nothing of reads")?;
+    let number = |key: &str| read.get(key).and_then(Value::as_f64).with_context(|| format!("fio: no {key}"));
+    Ok((number("total_ios")?, number("total_ios")? / number("iops")?))
+}
+
+/// One load; returns operations done and the seconds that they took.
+#[allow(clippy::cast_precision_loss, reason = "figures of a benchmark")]
+fn run(load: Load, dir: &Path, files: &[(PathBuf, u64)], largest: &Path, size: u64) -> Result<(f64, f64)> {
+    let clock = Instant::now();
     match load {
-        "find" => Ok(count(find(dir)?.len())),
-        "tar, hot" | "tar, warm" => {
+        Load::Find => {
+            let found = find(dir)?.len();
+            Ok((found as f64, clock.elapsed().as_secs_f64()))
+        }
+        Load::Tar { warm } => {
+            let mut buffer = vec![0; TAR_BLOCK];
             for (path, _) in files {
-                read_through(path, load.ends_with("warm"), &mut buffer)?;
+                read_through(path, warm, &mut buffer)?;
             }
-            Ok(count(files.len()))
+            Ok((files.len() as f64, clock.elapsed().as_secs_f64()))
         }
-        "sequential 1M, hot" | "sequential 1M, warm" => {
-            Ok(read_through(largest, load.ends_with("warm"), &mut buffer)?.div_ceil(SEQUENTIAL as u64))
-        }
-        _ => {
-            let file = File::open(largest)?;
-            let mut random = Random::new(1);
-            buffer.truncate(RANDOM);
-            for i in 0..RANDOM_READS {
-                if i % 500 == 0 && load.ends_with("warm") {
-                    drop_pages(&file);
-                }
-                file.read_at(&mut buffer, random.below(size))?;
-            }
-            Ok(RANDOM_READS)
+        Load::Sequential { block, warm } => fio(largest, size, "read", block, SEQUENTIAL_BYTES, warm),
+        Load::Random { warm } => {
+            let bytes = if warm { RANDOM_WARM_BYTES } else { RANDOM_BYTES };
+            fio(largest, size, "randread", 4096, bytes, warm)
         }
     }
 }
@@ -160,7 +219,6 @@ fn mount_fuse(image: &Image, dir: &Path) -> Result<Target> {
     Ok(Target { name: "rafsd fuse", path, mounted: true, daemon: Some(daemon) })
 }
 
-#[allow(clippy::cast_precision_loss, reason = "figures of a benchmark")]
 fn main() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let tree = match std::env::args_os().nth(1) {
@@ -189,32 +247,22 @@ fn main() -> Result<()> {
         "{:<22} {:>14} {:>14} {:>14} {:>8} {:>12}",
         "", "rafsd op/s", "EROFS op/s", "directory op/s", "ratio", "CPU us/op"
     );
-    for load in [
-        "find",
-        "tar, hot",
-        "tar, warm",
-        "sequential 1M, hot",
-        "sequential 1M, warm",
-        "random 4K, hot",
-        "random 4K, warm",
-    ] {
+    for load in LOADS {
         let mut rates = [const { Vec::new() }; 3];
         let mut cpu = Vec::new();
         // The first round fetches and fills caches, and does not count.
         for round in 0..=ROUNDS {
             for ((target, rates), (files, largest, size)) in targets.iter().zip(&mut rates).zip(&listed) {
                 let before = target.daemon.as_ref().map(Process::usage).transpose()?;
-                let clock = Instant::now();
-                let operations = run(load, &target.path, files, largest, *size)
+                let (operations, seconds) = run(load, &target.path, files, largest, *size)
                     .with_context(|| format!("{load} on {}", target.name))?;
-                let elapsed = clock.elapsed().as_secs_f64();
                 if round == 0 {
                     continue;
                 }
-                rates.push(operations as f64 / elapsed);
+                rates.push(operations / seconds);
                 if let (Some(before), Some(daemon)) = (before, &target.daemon) {
                     let used = daemon.usage()?.cpu.saturating_sub(before.cpu);
-                    cpu.push(used.as_secs_f64() * 1e6 / operations.max(1) as f64);
+                    cpu.push(used.as_secs_f64() * 1e6 / operations.max(1.0));
                 }
             }
         }

@@ -180,8 +180,8 @@ fn beside_the_api(
         idle.len()
     );
     println!(
-        "{:<10} {:>14} {:>14} {:>12} {:>7}",
-        "load", "quiet, op/s", "flooded, op/s", "API calls/s", "ratio"
+        "{:<10} {:>14} {:>8} {:>14} {:>8} {:>12} {:>7}",
+        "load", "quiet, op/s", "p99 us", "flooded, op/s", "p99 us", "API calls/s", "ratio"
     );
     for (name, load) in [("GETATTR", Load::Getattr), ("READ 4K", Load::Read4K)] {
         let (mut quiet, mut flooded, mut calls) = (Vec::new(), Vec::new(), 0.0);
@@ -201,9 +201,11 @@ fn beside_the_api(
         let (Some(quiet), Some(flooded)) = (median(quiet), median(flooded)) else { continue };
         let seconds = time.as_secs_f64() * u32::try_from(args.rounds).map_or(1.0, f64::from);
         println!(
-            "{name:<10} {:>14.0} {:>14.0} {:>12.0} {:>6.2}x",
+            "{name:<10} {:>14.0} {:>8} {:>14.0} {:>8} {:>12.0} {:>6.2}x",
             quiet.per_second,
+            quiet.p99.as_micros(),
             flooded.per_second,
+            flooded.p99.as_micros(),
             calls / seconds,
             flooded.per_second / quiet.per_second
         );

@@ -14,8 +14,9 @@ mod info;
 #[cfg(feature = "daemon")]
 mod metrics;
 #[cfg(feature = "daemon")]
-mod prometheus;
+mod porter;
 #[cfg(feature = "daemon")]
+mod prometheus;
 mod routes;
 #[cfg(feature = "daemon")]
 mod runtime;

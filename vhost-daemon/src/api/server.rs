@@ -1,11 +1,13 @@
 //! The server: HTTP/1.1 on a unix socket.
 //!
-//! Owns: the socket and its file, connections, limits. One thread reads and writes all connections; what may wait for
-//! storage runs on threads of its own, so that questions are answered meanwhile, and other mounts made. Connections that
+//! Owns: the socket and its file, connections, limits. One thread reads and writes all connections, and gives way to those
+//! that serve guests; what may wait for storage runs on threads of its own ([`super::porter`]), so that questions are
+//! answered meanwhile, and other mounts made. Connections that
 //! say nothing stay open for ever: clients take a hang-up for the daemon's death. Does not own: what requests mean.
 
 use super::answer::Answer;
 use super::call::Request;
+use super::porter::{Job, Porter};
 use super::routes::{App, Work};
 use anyhow::Context;
 use bytes::Bytes;
@@ -39,10 +41,10 @@ const BODIES_MAX: usize = 64 << 20;
 const CONNECTIONS_MAX: u64 = 4096;
 /// Requests at a time that may wait for storage.
 const SLOW_MAX: usize = 32;
-/// Threads for them, and for two requests that end the daemon whatever hangs.
-const THREADS_MAX: usize = SLOW_MAX + 2;
-/// How long a thread waits for the next such request.
-const IDLE: Duration = Duration::from_secs(1);
+/// Requests at a time that end the daemon, whatever hangs.
+const EXITS_MAX: usize = 2;
+/// What the API's thread leaves to others, as nice(1) counts.
+const NICE: i32 = 10;
 /// How long connections have to finish what they say when the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -81,18 +83,15 @@ impl ApiServer {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
-            .max_blocking_threads(THREADS_MAX)
-            .thread_keep_alive(IDLE)
-            .thread_name("api-work")
             .build()
             .context("cannot start the API's event loop")?;
+        let porter = Porter::start().context("cannot start the API's threads")?;
         let (stop, stopped) = watch::channel(false);
         let thread = std::thread::Builder::new()
             .name("api".to_owned())
             .spawn(move || {
-                runtime.block_on(serve(listener, app, stopped));
-                // A mount that hangs on its storage must not keep the process.
-                runtime.shutdown_timeout(FAREWELL);
+                give_way();
+                runtime.block_on(serve(listener, app, porter, stopped));
             })
             .context("cannot start the API's thread")?;
         Ok(Self { path: path.to_owned(), file, stop, thread: Some(thread) })
@@ -112,6 +111,14 @@ impl ApiServer {
     }
 }
 
+/// Guests come first when there is not enough processor for all.
+fn give_way() {
+    let own = rustix::thread::gettid();
+    if let Err(error) = rustix::process::setpriority_process(Some(own), NICE) {
+        tracing::debug!("the API's thread keeps its priority: {error}");
+    }
+}
+
 fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
@@ -128,6 +135,9 @@ struct Shared {
     app: Arc<App>,
     /// Whoever holds a permit may wait for storage.
     slow: Semaphore,
+    /// The same for ending the daemon.
+    exits: Semaphore,
+    porter: Porter,
     /// Bytes that large bodies may still have.
     bodies: Semaphore,
 }
@@ -135,6 +145,7 @@ struct Shared {
 async fn serve(
     listener: std::os::unix::net::UnixListener,
     app: Arc<App>,
+    porter: Porter,
     mut stopped: watch::Receiver<bool>,
 ) {
     let listener = match UnixListener::from_std(listener) {
@@ -144,7 +155,13 @@ async fn serve(
             return;
         }
     };
-    let shared = Arc::new(Shared { app, slow: Semaphore::new(SLOW_MAX), bodies: Semaphore::new(BODIES_MAX) });
+    let shared = Arc::new(Shared {
+        app,
+        slow: Semaphore::new(SLOW_MAX),
+        exits: Semaphore::new(EXITS_MAX),
+        porter,
+        bodies: Semaphore::new(BODIES_MAX),
+    });
     let room = Arc::new(Semaphore::new(connections_max()));
     loop {
         let stream = tokio::select! {
@@ -326,7 +343,8 @@ async fn run(shared: &Arc<Shared>, request: &Request) -> Answer {
                 Err(error) => Answer::failed("Upgrade", "DaemonAbnormal", &error),
             };
             // Not in turn with mounts: one that hangs must not keep the daemon.
-            let stopped = blocking(Box::new(stop)).await;
+            let _permit = shared.exits.acquire().await;
+            let stopped = shared.porter.run(Box::new(stop)).await;
             if stopped.status != 204 {
                 return stopped;
             }
@@ -344,17 +362,10 @@ async fn run(shared: &Arc<Shared>, request: &Request) -> Answer {
     }
 }
 
-async fn slow(shared: &Arc<Shared>, work: Box<dyn FnOnce() -> Answer + Send>) -> Answer {
+async fn slow(shared: &Shared, work: Job) -> Answer {
     // Never closed, so there is always one to be had in the end.
     let _permit = shared.slow.acquire().await;
-    blocking(work).await
-}
-
-async fn blocking(work: Box<dyn FnOnce() -> Answer + Send>) -> Answer {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(answer) => answer,
-        Err(_) => Answer::error(500, "the request ended by a panic; the log says more"),
-    }
+    shared.porter.run(work).await
 }
 
 fn wire(answer: Answer, stays: bool) -> Response<Body> {
