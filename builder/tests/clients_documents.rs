@@ -5,7 +5,8 @@ mod support;
 
 use rafs::image::Image;
 use std::fs;
-use support::command::{hex, ok, run, text};
+use std::path::Path;
+use support::command::{hex, ok, run, text, words};
 use support::layer::Layer;
 use support::read::contents;
 
@@ -36,35 +37,17 @@ fn older_forms_of_the_documents() {
     }
     assert!(fs::read(at("blob")).unwrap() == fs::read(at("blob2")).unwrap());
     // Zeros before the data.
-    let output = ok(&[
-        "create",
-        "-B",
-        text(&at("gap")),
-        "-D",
-        text(out.path()),
-        "--blob-offset",
-        "512",
-        "-l",
-        "error",
-        text(&tree),
-    ]);
+    let (dir, source, gap) = (text(out.path()), text(&tree), at("gap"));
+    let output =
+        ok(&words(&format!("create -B {} -D {dir} --blob-offset 512 -l error {source}", text(&gap))));
     assert!(output.stderr.is_empty());
-    assert!(contents(&at("gap"), out.path()) == want);
-    let id = Image::open(&at("gap")).unwrap().blobs()[0].id.clone();
+    assert!(contents(&gap, out.path()) == want);
+    let id = Image::open(&gap).unwrap().blobs()[0].id.clone();
     assert!(fs::read(at(&id)).unwrap()[..512].iter().all(|b| *b == 0));
     // A backend that nothing is written to is refused.
-    let output = run(&[
-        "create",
-        "-B",
-        text(&at("no")),
-        "-D",
-        text(out.path()),
-        "--backend-type",
-        "oss",
-        "--backend-config",
-        "{}",
-        text(&tree),
-    ]);
+    let no = at("no");
+    let line = format!("create -B {} -D {dir} --backend-type oss --backend-config {{}} {source}", text(&no));
+    let output = run(&words(&line));
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("upload"));
 }
@@ -75,18 +58,12 @@ fn cache_files_in_place_of_a_blob() {
     for (version, digester) in [("6", "blake3"), ("5", "sha256")] {
         let cache = tempfile::tempdir().unwrap();
         let (out, boot) = (tempfile::tempdir().unwrap(), cache.path().join("boot"));
-        ok(&[
-            "create",
-            "-v",
-            version,
-            "--digester",
-            digester,
-            "-B",
-            text(&boot),
-            "--blob-cache-dir",
-            text(cache.path()),
-            text(&layer.tree()),
-        ]);
+        let tree = layer.tree();
+        let create = |boot: &Path, more: &str| {
+            let (boot, tree) = (text(boot), text(&tree));
+            ok(&words(&format!("create -v {version} --digester {digester} -B {boot} {more} {tree}")))
+        };
+        create(&boot, &format!("--blob-cache-dir {}", text(cache.path())));
         let id = Image::open(&boot).unwrap().blobs()[0].id.clone();
         let mut names: Vec<String> = fs::read_dir(cache.path())
             .unwrap()
@@ -100,20 +77,7 @@ fn cache_files_in_place_of_a_blob() {
         assert_eq!(names, expected);
         // The bootstrap and the id are those of an uncompressed blob.
         let plain = out.path().join("boot");
-        ok(&[
-            "create",
-            "-v",
-            version,
-            "--digester",
-            digester,
-            "--compressor",
-            "none",
-            "-B",
-            text(&plain),
-            "-D",
-            text(out.path()),
-            text(&layer.tree()),
-        ]);
+        create(&plain, &format!("--compressor none -D {}", text(out.path())));
         assert!(fs::read(&plain).unwrap() == fs::read(&boot).unwrap(), "v{version}");
         if version == "6" {
             assert!(contents(&boot, cache.path()) == contents(&plain, out.path()));

@@ -7,7 +7,7 @@ use rafs::image::Image;
 use serde_json::Value;
 use std::fs;
 use std::process::Stdio;
-use support::command::{fifo, finish, hex, json, ok, rafs_image, run, take, text};
+use support::command::{fifo, finish, hex, json, ok, rafs_image, run, take, text, words};
 use support::layer::Layer;
 use support::read::contents;
 use support::source::noise;
@@ -20,21 +20,16 @@ fn nydusify_builds_checks_and_reworks() {
     let build = |name: &str, layer: &Layer, more: &[&str]| {
         let (meta, blob, report) =
             (at(&format!("{name}.meta")), at(&format!("{name}.blob")), at("output.json"));
-        let mut args = vec!["create"];
-        args.extend(more);
-        args.extend([
-            "--bootstrap",
+        let line = format!(
+            "create {} --bootstrap {} --log-level warn --whiteout-spec oci --output-json {} --blob {} --fs-version 6 \
+             --compressor zstd --chunk-size 0x100000 {}",
+            more.join(" "),
             text(&meta),
-            "--log-level",
-            "warn",
-            "--whiteout-spec",
-            "oci",
-            "--output-json",
-        ]);
-        args.extend([text(&report), "--blob", text(&blob), "--fs-version", "6", "--compressor", "zstd"]);
-        let tree = layer.tree();
-        args.extend(["--chunk-size", "0x100000", text(&tree)]);
-        ok(&args);
+            text(&report),
+            text(&blob),
+            text(&layer.tree())
+        );
+        ok(&words(&line));
         let id = json(&report)["blobs"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned();
         fs::rename(&blob, at(&id)).unwrap();
         assert_eq!(
@@ -45,15 +40,9 @@ fn nydusify_builds_checks_and_reworks() {
     };
     let lower = build("lower", &layer, &["--aligned-chunk"]);
     let meta = build("app", &Layer::new(2), &["--parent-bootstrap", text(&lower)]);
-    let output = ok(&[
-        "check",
-        "--log-level",
-        "warn",
-        "--output-json",
-        text(&at("check.json")),
-        "--bootstrap",
-        text(&meta),
-    ]);
+    let (checked, boot) = (at("check.json"), text(&meta));
+    let line = format!("check --log-level warn --output-json {} --bootstrap {boot}", text(&checked));
+    let output = ok(&words(&line));
     assert!(output.stderr.is_empty());
     let report = json(&at("check.json"));
     assert_eq!((report["fs_version"].as_str(), report["compressor"].as_str()), (Some("6"), Some("zstd")));

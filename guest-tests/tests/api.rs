@@ -68,6 +68,7 @@ fn refusals_of_the_contract() {
         ("PUT", "/api/v1/config?id=x", Some(r#"{"proxy_url":"::"}"#.into()), 500, "proxy"),
         ("PUT", "/api/v1/config", Some(r#"{"proxy_url":""}"#.into()), 400, "'id' should be specified"),
         ("POST", "/api/v1/sockets", Some(r#"{"socket":"s","queues":0}"#.into()), 500, "queues"),
+        ("POST", "/api/v1/sockets", Some(r#"{"socket":""}"#.into()), 500, "path of the socket is empty"),
         ("DELETE", "/api/v1/sockets?socket=none", None, 500, "doesn't exist"),
     ];
     let mut wrong = Vec::new();

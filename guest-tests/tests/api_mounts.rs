@@ -196,6 +196,11 @@ fn views_show_their_mounts_only() {
     let gone = daemon.call("DELETE", "/api/v1/sockets?socket=late.sock", None).unwrap();
     assert_eq!(gone.status, 204);
     assert!(!daemon.path("late.sock").exists());
+    // Those that stay keep their order.
+    assert_eq!(daemon.call("DELETE", "/api/v1/sockets?socket=fs.sock", None).unwrap().status, 204);
+    let list = daemon.call("GET", "/api/v1/sockets", None).unwrap().json().unwrap();
+    let sockets: Vec<_> = list.as_array().unwrap().iter().map(|s| s["socket"].as_str().unwrap()).collect();
+    assert_eq!(sockets, ["t1.sock", "pick.sock"]);
 }
 
 #[test]

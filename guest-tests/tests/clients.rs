@@ -182,12 +182,38 @@ fn snapshotter_api() {
     let answer = daemon.call("GET", "/api/v1/metrics/blobcache?id=/12", None).unwrap();
     let cache: CacheMetrics = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(cache.underlying_files.len(), 1);
+    // Of two reads the first had to be fetched.
+    assert_eq!((cache.whole_hits, cache.total, cache.data_all_ready), (1, 2, false));
+    assert!(cache.entries_count > 0 && cache.prefetch_data_amount == 0);
     assert_eq!(Path::new(&cache.store_path), daemon.path("cache"));
     let backend = daemon.call("GET", "/api/v1/metrics/backend?id=/12", None).unwrap().json().unwrap();
     assert_eq!(backend["backend_type"], "localfs");
     assert!(
         backend["read_count"].as_u64().unwrap() > 0 && backend["read_amount_total"].as_u64().unwrap() > 0
     );
+    // Each read of the store is counted once in each of the three, by its size.
+    let sum = |list: &Value| list.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>();
+    let rows: Vec<u64> = backend["read_latency_sizes_dist"].as_array().unwrap().iter().map(sum).collect();
+    assert_eq!(sum(&backend["read_count_block_size_dist"]), backend["read_count"].as_u64().unwrap());
+    assert_eq!(Value::from(rows), backend["read_count_block_size_dist"]);
+    assert_eq!(backend["read_cumulative_latency_millis_dist"].as_array().unwrap().len(), 8);
+    // A prefetch of everything: all of it is here, and the metrics say when.
+    let all =
+        body.replace(r#"\"mode\""#, r#"\"fs_prefetch\":{\"enable\":true,\"prefetch_all\":true},\"mode\""#);
+    let all = all.replace(r#"\"id\":\"/12\""#, r#"\"id\":\"/13\""#);
+    assert_eq!(daemon.call("POST", "/api/v1/mount?mountpoint=/13", Some(&all)).unwrap().status, 204);
+    let until = Instant::now() + Duration::from_secs(30);
+    let cache = loop {
+        let cache = daemon.call("GET", "/api/v1/metrics/blobcache?id=/13", None).unwrap().json().unwrap();
+        if cache["data_all_ready"] == true && cache["prefetch_end_time_secs"] != 0 {
+            break cache;
+        }
+        assert!(Instant::now() < until, "{cache}");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(cache["prefetch_begin_time_secs"].as_u64().unwrap() > 1_600_000_000, "{cache}");
+    assert!(cache["prefetch_requests_count"].as_u64().unwrap() > 0 && cache["total"] == 0, "{cache}");
+    assert_eq!(daemon.umount("/13").unwrap(), 204);
     let inflight = daemon.call("GET", "/api/v1/metrics/inflight", None).unwrap();
     assert_eq!(
         (inflight.status, inflight.message().unwrap().as_str()),

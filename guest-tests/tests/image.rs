@@ -294,8 +294,15 @@ fn from_a_layout_and_nothing_damaged() {
         std::fs::write(&path, good).unwrap();
     }
     let dir = tempfile::tempdir().unwrap();
-    let error = serve("no such image!", &[], dir.path()).unwrap_err();
-    assert!(error.contains("no image reference"), "{error}");
+    for (image, said) in [
+        ("no such image!", "no image reference"),
+        ("./nowhere", "no file ./nowhere/index.json"),
+        ("/nowhere/app:v1", "there is no OCI layout"),
+        ("127.0.0.1:9/a/b:c", "is the reference right, and the registry up?"),
+    ] {
+        let error = serve(image, &[], dir.path()).unwrap_err();
+        assert!(error.contains(said), "{error}");
+    }
 }
 
 #[test]

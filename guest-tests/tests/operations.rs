@@ -40,6 +40,8 @@ fn ctl_asks_and_tells() {
     assert!(said(&ctl(&daemon, &["sockets"])).contains("fs.sock"));
     assert!(said(&ctl(&daemon, &["metrics"])).contains("rafsd_mounts 1\n"));
     said(&ctl(&daemon, &["set", "log-level", "debug"]));
+    let loud = ctl(&daemon, &["set", "log-level", "loud"]);
+    assert!(String::from_utf8_lossy(&loud.stderr).contains("use trace, debug, info, warn or error"));
     // The live view while a guest reads.
     let mut guest = daemon.guest("fs.sock").unwrap();
     let node = guest.resolve(b"/a b/sizes/f4097").unwrap().node;
@@ -57,6 +59,31 @@ fn ctl_asks_and_tells() {
     let failed = ctl(&daemon, &["umount", "/a b"]);
     let text = String::from_utf8(failed.stderr).unwrap();
     assert!(failed.status.code() == Some(1) && text.contains("doesn't exist"), "{text}");
+}
+
+/// `config check` says no to what a mount would refuse, though nothing of it is a matter of form.
+#[test]
+fn a_check_finds_what_a_mount_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |section: Value| {
+        let file = dir.path().join("c.json");
+        let config =
+            json!({"device": {"backend": {"type": "registry", "config": section}}, "mode": "direct"});
+        std::fs::write(&file, config.to_string()).unwrap();
+        Command::new(ours("rafsd").unwrap()).args(["config", "check"]).arg(&file).output().unwrap()
+    };
+    for (key, value, said) in [
+        ("auth", json!("bm9jb2xvbg=="), "base64 of user:password"),
+        ("proxy", json!({"url": "no url"}), "the proxy's url is no URL"),
+        ("ca_cert_files", json!(["/nonexistent.pem"]), "/nonexistent.pem"),
+    ] {
+        let mut section = json!({"host": "127.0.0.1:9", "repo": "a/b"});
+        assert!(check(section.clone()).status.success());
+        section[key] = value;
+        let out = check(section);
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(1) && text.contains(said) && text.lines().count() == 1, "{text}");
+    }
 }
 
 #[test]

@@ -363,7 +363,8 @@ fn transfers_that_cannot_be_are_errors() {
     let _ = fs::remove_file(setting.path("api"));
     let mut daemon = setting.start_successor("api", &["--upgrade"]).unwrap();
     let (status, answer) = setting.put("api", "/api/v1/daemon/fuse/takeover").unwrap();
-    assert!(status == 500 && answer.contains("NotFound"), "nobody listens: {status} {answer}");
+    let said = "Upgrade(DaemonAbnormal(UpgradeManager(\\\"StorageBackendError(CreateUnixStream(NotFound: ";
+    assert!(status == 500 && answer.contains(said), "nobody listens: {status} {answer}");
     // A state that is not ours: the daemon says so and waits on.
     let device: std::os::fd::OwnedFd = File::open("/dev/null").unwrap().into();
     for state in [&b"\x01\x00\x64\x86\x84\x19\x10\x07"[..], b"", b"{}", &[b'['; 300_000][..]] {

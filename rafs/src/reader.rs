@@ -26,13 +26,16 @@ mod tables;
 
 pub use engine::{Engine, EngineOptions};
 pub use error::{ReadError, ReaderError};
-pub use metrics::{EngineMetrics, STORE_LATENCY_BUCKETS_MS, StoreMetrics};
+pub use metrics::{
+    EngineMetrics, ReaderMetrics, STORE_LATENCY_BUCKETS_MS, STORE_SIZE_CLASSES, SizeMetrics, StoreMetrics,
+};
 pub use prefetch::Prefetch;
 pub use request::ReadSink;
 
 use self::blobs::plain_file_name;
 use self::core::{Core, Job, overlap};
 use self::engine::Work;
+use self::metrics::Usage;
 use self::prefetch::Prefetcher;
 use self::request::{Owner, Request};
 use crate::ids::BlobIndex;
@@ -119,6 +122,7 @@ pub struct Reader {
     /// The engine was made for this reader and ends with it.
     own_engine: bool,
     closed: Arc<AtomicBool>,
+    usage: Arc<Usage>,
 }
 
 impl fmt::Debug for Reader {
@@ -153,7 +157,7 @@ impl Reader {
             trace: options.trace.clone(),
         };
         let closed = Arc::new(AtomicBool::new(false));
-        Self { core, engine, owner, options, own_engine, closed }
+        Self { core, engine, owner, options, own_engine, closed, usage: Arc::default() }
     }
 
     /// Has the chunk info of all blobs looked for now, so that the first read does not pay for it. Returns at once; a
@@ -170,7 +174,8 @@ impl Reader {
     /// # Errors
     /// The thread cannot be started.
     pub fn prefetch(&self, what: Prefetch) -> Result<(), ReaderError> {
-        let prefetcher = Prefetcher::new(Arc::clone(&self.core), what, Arc::clone(&self.closed));
+        let prefetcher =
+            Prefetcher::new(Arc::clone(&self.core), what, Arc::clone(&self.closed), Arc::clone(&self.usage));
         let thread = std::thread::Builder::new().name("rafs-prefetch".into());
         thread.spawn(move || prefetcher.run()).map(drop).map_err(ReaderError::Threads)
     }
@@ -179,6 +184,24 @@ impl Reader {
     #[must_use]
     pub fn store_name(&self) -> &str {
         &self.core.store_key
+    }
+
+    /// What it did so far, and how much of its blobs is in cache files. Reads the maps of these.
+    #[must_use]
+    pub fn metrics(&self) -> ReaderMetrics {
+        let mut metrics = ReaderMetrics { complete: true, ..self.usage.snapshot() };
+        for state in &self.core.blobs {
+            let access = state.access();
+            let (cached, all) =
+                access.and_then(|a| a.cache()).map_or((0, 0), |c| (c.mapped_count(), c.dimensions().1));
+            metrics.cached_chunks = metrics.cached_chunks.saturating_add(cached);
+            metrics.complete &= match access {
+                Some(access) if access.cache().is_some() => cached >= u64::from(all),
+                Some(access) => access.is_local(),
+                None => false,
+            };
+        }
+        metrics
     }
 
     /// The engine.
@@ -275,6 +298,7 @@ impl Reader {
         let request = Request::new(usize::try_from(len).unwrap_or(usize::MAX), self.owner.clone(), sink);
         let hub = &self.engine.hub;
         hub.metrics.read(len);
+        self.usage.fetched_reads.fetch_add(1, Ordering::Relaxed);
         hub.watch(&request);
         if self.closed.load(Ordering::SeqCst) {
             return request.fail(ReadError::Shutdown);

@@ -25,3 +25,5 @@ pub mod mounts;
 #[cfg(feature = "daemon")]
 mod notify;
 pub mod virtio;
+#[cfg(feature = "texts")]
+pub mod wording;

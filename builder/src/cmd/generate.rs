@@ -14,7 +14,7 @@ pub(super) struct CompletionsArgs {
 /// `rafs-image man`
 #[derive(Debug, clap::Args)]
 pub(super) struct ManArgs {
-    /// Existing directory to write `rafs-image*.1` to
+    /// Directory, made if missing, to write `rafs-image*.1` to
     dir: PathBuf,
 }
 
@@ -28,6 +28,7 @@ pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {
 
 /// Writes one page for the program and one for each subcommand.
 pub(super) fn man(args: &ManArgs) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&args.dir).with_context(|| format!("cannot make {:?}", args.dir))?;
     clap_mangen::generate_to(super::command(), &args.dir)
         .with_context(|| format!("cannot write manual pages to {:?}", args.dir))
 }

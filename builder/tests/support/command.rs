@@ -23,6 +23,11 @@ pub fn ok(args: &[&str]) -> Output {
     output
 }
 
+/// The words of a command line as people write it; for paths without spaces, as those of temporary folders are.
+pub fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }

@@ -307,6 +307,17 @@ impl BlobCache {
         self.map.as_ref().is_some_and(|map| map.is_live(chunk))
     }
 
+    /// Number of chunks that the map claims; all of them for a file that came complete. Reads the map.
+    #[must_use]
+    pub fn mapped_count(&self) -> u64 {
+        if self.complete {
+            return self.chunk_count.into();
+        }
+        let bits = self.map.as_ref().and_then(|map| map.live_bits().ok()).unwrap_or_default();
+        let count: u64 = bits.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        count.min(self.chunk_count.into())
+    }
+
     fn has_data_at(&self, offset: u64) -> bool {
         // A file system that knows no holes reports data everywhere: verification decides then.
         rustix::fs::seek(&self.data, SeekFrom::Data(offset)).is_ok_and(|at| at == offset)

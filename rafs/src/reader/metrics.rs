@@ -4,10 +4,14 @@ use crate::lanes::{LANES, Lane};
 use crate::store::ErrorClass;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Upper ends of the latency buckets, milliseconds; the last bucket has no end.
 pub const STORE_LATENCY_BUCKETS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
+
+/// Upper ends, exclusive, of the classes that deliveries are counted in by size, bytes; the last class has no end.
+pub const STORE_SIZE_CLASSES: [u64; 7] =
+    [1 << 10, 4 << 10, 16 << 10, 64 << 10, 128 << 10, 512 << 10, 1 << 20];
 
 /// What an [`Engine`](super::Engine) did so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +83,36 @@ pub struct StoreMetrics {
     pub latency: [u64; STORE_LATENCY_BUCKETS_MS.len() + 1],
     /// Sum of all latencies, microseconds.
     pub latency_us: u64,
+    /// The same by size of what was delivered, see [`STORE_SIZE_CLASSES`].
+    pub sizes: [SizeMetrics; STORE_SIZE_CLASSES.len() + 1],
+}
+
+/// Deliveries of one class of sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SizeMetrics {
+    /// By latency, see [`STORE_LATENCY_BUCKETS_MS`].
+    pub latency: [u64; STORE_LATENCY_BUCKETS_MS.len() + 1],
+    /// Sum of latencies, microseconds.
+    pub latency_us: u64,
+}
+
+/// What one [`Reader`](super::Reader) did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReaderMetrics {
+    /// Reads that were handed to the fetch threads: not everything they need was ready.
+    pub fetched_reads: u64,
+    /// Stored bytes that its prefetch asked for.
+    pub prefetched_bytes: u64,
+    /// Times that its prefetch asked.
+    pub prefetches: u64,
+    /// When its last prefetch began.
+    pub prefetch_began: Option<SystemTime>,
+    /// When all that it asked for had been answered.
+    pub prefetch_ended: Option<SystemTime>,
+    /// Chunks of its blobs that are in cache files.
+    pub cached_chunks: u64,
+    /// Nothing of its blobs is missing there.
+    pub complete: bool,
 }
 
 fn add(counter: &AtomicU64, n: u64) {
@@ -194,8 +228,61 @@ pub(super) struct StoreCounters {
     transient: AtomicU64,
     corrupt: AtomicU64,
     denied: AtomicU64,
+    sizes: [SizeCounters; STORE_SIZE_CLASSES.len() + 1],
+}
+
+/// Deliveries of one class of sizes.
+#[derive(Debug, Default)]
+struct SizeCounters {
     latency: [AtomicU64; STORE_LATENCY_BUCKETS_MS.len() + 1],
     latency_us: AtomicU64,
+}
+
+impl SizeCounters {
+    fn delivered(&self, took: Duration) {
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let bucket = STORE_LATENCY_BUCKETS_MS.iter().position(|&end| ms <= end);
+        if let Some(bucket) = self.latency.get(bucket.unwrap_or(STORE_LATENCY_BUCKETS_MS.len())) {
+            add(bucket, 1);
+        }
+        add(&self.latency_us, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    fn snapshot(&self) -> SizeMetrics {
+        SizeMetrics { latency: self.latency.each_ref().map(get), latency_us: get(&self.latency_us) }
+    }
+}
+
+/// Counters of one reader.
+#[derive(Debug, Default)]
+pub(super) struct Usage {
+    pub fetched_reads: AtomicU64,
+    pub prefetched_bytes: AtomicU64,
+    pub prefetches: AtomicU64,
+    prefetch: Mutex<(Option<SystemTime>, Option<SystemTime>)>,
+}
+
+impl Usage {
+    pub fn prefetch_begins(&self) {
+        *self.prefetch.lock().unwrap_or_else(PoisonError::into_inner) = (Some(SystemTime::now()), None);
+    }
+
+    pub fn prefetch_is_over(&self) {
+        self.prefetch.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(SystemTime::now());
+    }
+
+    /// What was counted here; nothing of caches.
+    pub fn snapshot(&self) -> ReaderMetrics {
+        let (prefetch_began, prefetch_ended) = *self.prefetch.lock().unwrap_or_else(PoisonError::into_inner);
+        ReaderMetrics {
+            fetched_reads: get(&self.fetched_reads),
+            prefetched_bytes: get(&self.prefetched_bytes),
+            prefetches: get(&self.prefetches),
+            prefetch_began,
+            prefetch_ended,
+            ..ReaderMetrics::default()
+        }
+    }
 }
 
 impl StoreCounters {
@@ -210,15 +297,12 @@ impl StoreCounters {
         add(&self.answered, 1);
         let counter = match result {
             Ok(bytes) => {
-                let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-                let ends = STORE_LATENCY_BUCKETS_MS.iter();
-                let bucket =
-                    ends.clone().position(|&end| ms <= end).unwrap_or(STORE_LATENCY_BUCKETS_MS.len());
-                if let Some(bucket) = self.latency.get(bucket) {
-                    add(bucket, 1);
+                let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+                let class = STORE_SIZE_CLASSES.iter().position(|&end| bytes < end);
+                if let Some(class) = self.sizes.get(class.unwrap_or(STORE_SIZE_CLASSES.len())) {
+                    class.delivered(took);
                 }
-                add(&self.latency_us, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-                return add(&self.bytes, u64::try_from(bytes).unwrap_or(u64::MAX));
+                return add(&self.bytes, bytes);
             }
             Err(ErrorClass::Missing) => &self.missing,
             Err(ErrorClass::Transient) => &self.transient,
@@ -230,6 +314,11 @@ impl StoreCounters {
 
     fn snapshot(&self) -> StoreMetrics {
         let requests = get(&self.requests);
+        let sizes = self.sizes.each_ref().map(SizeCounters::snapshot);
+        let mut latency = [0; STORE_LATENCY_BUCKETS_MS.len() + 1];
+        for class in &sizes {
+            latency.iter_mut().zip(class.latency).for_each(|(sum, count)| *sum += count);
+        }
         StoreMetrics {
             store: self.name.clone(),
             requests,
@@ -240,8 +329,9 @@ impl StoreCounters {
             transient: get(&self.transient),
             corrupt: get(&self.corrupt),
             denied: get(&self.denied),
-            latency: self.latency.each_ref().map(get),
-            latency_us: get(&self.latency_us),
+            latency,
+            latency_us: sizes.iter().map(|class| class.latency_us).sum(),
+            sizes,
         }
     }
 }
@@ -270,6 +360,8 @@ mod tests {
         let store = &got.stores[0];
         assert_eq!((store.requests, store.prefetch_requests, store.in_flight), (2, 1, 0));
         assert_eq!((store.bytes, store.denied, store.latency[3], store.latency_us), (1000, 1, 1, 7000));
+        assert_eq!((store.sizes[0].latency[3], store.sizes[0].latency_us), (1, 7000));
+        assert_eq!(store.sizes[1..], [SizeMetrics::default(); STORE_SIZE_CLASSES.len()]);
         assert!((got.amplification() - 2.0).abs() < f64::EPSILON);
     }
 }

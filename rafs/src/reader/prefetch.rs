@@ -5,6 +5,7 @@
 
 use super::blobs::Source;
 use super::core::{Core, Job};
+use super::metrics::Usage;
 use crate::blob::Unit;
 use crate::ids::{BlobIndex, InodeNumber};
 use crate::image::{ChunkRef, FileKind, Inode};
@@ -92,6 +93,7 @@ pub(super) struct Prefetcher {
     pub what: Prefetch,
     /// Set when the reader ends.
     pub stop: Arc<AtomicBool>,
+    usage: Arc<Usage>,
     window: Arc<Window>,
     pending: Vec<Wanted>,
     pending_bytes: u64,
@@ -108,7 +110,7 @@ struct Wanted {
 }
 
 impl Prefetcher {
-    pub fn new(core: Arc<Core>, what: Prefetch, stop: Arc<AtomicBool>) -> Self {
+    pub fn new(core: Arc<Core>, what: Prefetch, stop: Arc<AtomicBool>, usage: Arc<Usage>) -> Self {
         if what.trace.is_some() {
             core.replaying.store(true, Ordering::Relaxed);
         }
@@ -116,6 +118,7 @@ impl Prefetcher {
             core,
             what,
             stop,
+            usage,
             window: Arc::default(),
             pending: Vec::new(),
             pending_bytes: 0,
@@ -132,6 +135,7 @@ impl Prefetcher {
     /// Goes through all of it.
     pub fn run(mut self) {
         let begun = Instant::now();
+        self.usage.prefetch_begins();
         if let Some(trace) = self.what.trace.take() {
             self.trace(&trace);
             self.flush();
@@ -156,6 +160,8 @@ impl Prefetcher {
         }
         self.flush();
         tracing::debug!(took = ?begun.elapsed(), image = self.core.image.name(), "prefetch has asked for everything");
+        self.wait_for_all();
+        self.usage.prefetch_is_over();
     }
 
     fn wait_for_all(&self) {
@@ -332,10 +338,12 @@ impl Prefetcher {
             }
             if let Some(mut one) = core.depart(state, &source, &wanted.chunk, wanted.unit) {
                 core.hub.metrics.count(|m| &m.prefetched_bytes, one.unit.stored_size);
+                self.usage.prefetched_bytes.fetch_add(one.unit.stored_size.into(), Ordering::Relaxed);
                 one.slot = Some(Arc::clone(&slot));
                 planned.push(one);
             }
         }
+        self.usage.prefetches.fetch_add(u64::from(!planned.is_empty()), Ordering::Relaxed);
         core.launch(planned, self.what.batch_size.into());
     }
 

@@ -4,6 +4,7 @@ use super::answer::Answer;
 use crate::config::ConfigError;
 use crate::daemon::DaemonError;
 use crate::mounts::OpenError;
+use crate::wording::one_line;
 use rafs::image::ImageError;
 use rafs_net::NetError;
 
@@ -46,14 +47,14 @@ fn other_text(error: &DaemonError) -> String {
             rafs("Failed to fill superBlock: Invalid argument (os error 22)", &image.to_string())
         }
         DaemonError::Open(OpenError::Check(check)) => {
-            rafs("Failed to fill superBlock: Invalid argument (os error 22)", &format!("{check:#}"))
+            rafs("Failed to fill superBlock: Invalid argument (os error 22)", &one_line(check))
         }
         DaemonError::Open(OpenError::Store(store)) => {
             let errno = match store.downcast_ref::<NetError>() {
                 None | Some(NetError::Local(_)) => "Input/output error (os error 5)",
                 Some(_) => "Invalid argument (os error 22)",
             };
-            rafs(&format!("Failed to create device: {errno}"), &format!("{store:#}"))
+            rafs(&format!("Failed to create device: {errno}"), &one_line(store))
         }
         DaemonError::Config(ConfigError::Parse { tried }) => {
             rafs("Failed to load config: failed to parse configuration information", tried)

@@ -2,8 +2,9 @@
 
 use crate::daemon::Mounted;
 use crate::mounts::{CLASSES, OPS, OpTotals};
-use rafs::reader::{EngineMetrics, STORE_LATENCY_BUCKETS_MS, StoreMetrics};
+use rafs::reader::{EngineMetrics, STORE_LATENCY_BUCKETS_MS, SizeMetrics};
 use serde_json::{Value, json};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Upper bounds of the classes of backend latencies, milliseconds, inclusive; the last class has none.
 const BACKEND_MS: [u64; CLASSES - 1] = [1, 20, 50, 100, 500, 1000, 2000];
@@ -32,26 +33,22 @@ pub(super) fn fs(mounted: &Mounted) -> Value {
 pub(super) fn backend(mounted: &Mounted, engine: &EngineMetrics) -> Value {
     let store = engine.stores.iter().find(|store| store.store == mounted.store).cloned().unwrap_or_default();
     let errors = [store.transient, store.missing, store.denied, store.corrupt].iter().sum::<u64>();
-    let none = [0u64; CLASSES];
-    let mut by_size = [none; CLASSES];
-    // Sizes are not counted apart: all of it stands in the row of the largest.
-    by_size[CLASSES - 1] = latencies(&store);
     json!({
         "backend_type": mounted.config.as_ref().map_or("", |config| config.backend.kind()),
         "read_count": store.requests.saturating_sub(store.in_flight),
         "read_errors": errors,
         "read_amount_total": store.bytes,
         "read_cumulative_latency_millis_total": store.latency_us / 1000,
-        "read_cumulative_latency_millis_dist": none,
-        "read_count_block_size_dist": none,
-        "read_latency_sizes_dist": by_size,
+        "read_cumulative_latency_millis_dist": store.sizes.map(|size| size.latency_us / 1000),
+        "read_count_block_size_dist": store.sizes.map(|size| size.latency.iter().sum::<u64>()),
+        "read_latency_sizes_dist": store.sizes.map(|size| latencies(&size)),
     })
 }
 
 /// Latencies in the contract's classes, each counted at the upper end of its bucket.
-fn latencies(store: &StoreMetrics) -> [u64; CLASSES] {
+fn latencies(size: &SizeMetrics) -> [u64; CLASSES] {
     let mut dist = [0; CLASSES];
-    for (at, count) in store.latency.iter().enumerate() {
+    for (at, count) in size.latency.iter().enumerate() {
         let upper = STORE_LATENCY_BUCKETS_MS.get(at).copied().unwrap_or(u64::MAX);
         let class = BACKEND_MS.iter().position(|bound| upper <= *bound).unwrap_or(CLASSES - 1);
         if let Some(class) = dist.get_mut(class) {
@@ -61,34 +58,41 @@ fn latencies(store: &StoreMetrics) -> [u64; CLASSES] {
     dist
 }
 
-/// The cache behind a mount. Reads and bytes are counted for the whole daemon, whose mounts share their caches.
-pub(super) fn blobcache(mounted: &Mounted, engine: &EngineMetrics) -> Value {
-    let cache = mounted.config.as_ref().map(|config| &config.cache);
-    let dir = cache.and_then(|cache| cache.dir.as_deref());
-    let image = mounted.backend.as_rafs().map(|rafs| rafs.reader().image());
-    let files: Vec<String> = match (dir, image) {
-        (Some(_), Some(image)) => image.blobs().iter().map(|blob| format!("{}.blob.data", blob.id)).collect(),
+/// The cache behind a mount, and what the mount had of it.
+pub(super) fn blobcache(mounted: &Mounted) -> Value {
+    let dir = mounted.config.as_ref().and_then(|config| config.cache.dir.as_deref());
+    let reader = mounted.backend.as_rafs().map(crate::mounts::RafsMount::reader);
+    let files: Vec<String> = match (dir, reader) {
+        (Some(_), Some(reader)) => {
+            reader.image().blobs().iter().map(|blob| format!("{}.blob.data", blob.id)).collect()
+        }
         _ => Vec::new(),
     };
+    let did = reader.map(|reader| reader.metrics()).unwrap_or_default();
     let prefetch = mounted.config.as_ref().map(|config| &config.rafs.prefetch);
+    let reads = mounted.backend.counters().totals().hits[4];
+    let since_epoch = |time: Option<SystemTime>| {
+        time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default()
+    };
+    let (begin, end) = (since_epoch(did.prefetch_began), since_epoch(did.prefetch_ended));
     json!({
         "underlying_files": files,
         "store_path": dir.map(|dir| dir.display().to_string()).unwrap_or_default(),
         "partial_hits": 0,
-        "whole_hits": engine.hits,
-        "total": engine.hits.saturating_add(engine.fetched_reads),
-        "entries_count": 0,
-        "prefetch_data_amount": engine.prefetched_bytes,
-        "prefetch_requests_count": engine.stores.iter().map(|store| store.prefetch_requests).sum::<u64>(),
+        "whole_hits": reads.saturating_sub(did.fetched_reads),
+        "total": reads,
+        "entries_count": did.cached_chunks,
+        "prefetch_data_amount": did.prefetched_bytes,
+        "prefetch_requests_count": did.prefetches,
         "prefetch_workers": prefetch.filter(|p| p.enable).map_or(0, |p| p.threads),
         "prefetch_unmerged_chunks": 0,
-        "prefetch_cumulative_time_millis": 0,
-        "prefetch_begin_time_secs": 0,
-        "prefetch_begin_time_millis": 0,
-        "prefetch_end_time_secs": 0,
-        "prefetch_end_time_millis": 0,
+        "prefetch_cumulative_time_millis": end.saturating_sub(begin).as_millis(),
+        "prefetch_begin_time_secs": begin.as_secs(),
+        "prefetch_begin_time_millis": begin.subsec_millis(),
+        "prefetch_end_time_secs": end.as_secs(),
+        "prefetch_end_time_millis": end.subsec_millis(),
         "buffered_backend_size": 0,
-        "data_all_ready": false,
+        "data_all_ready": did.complete,
     })
 }
 
@@ -129,7 +133,7 @@ pub(super) fn pattern(mounted: &Mounted) -> Value {
     Value::Array(
         list.into_iter()
             .map(|(inode, file)| {
-                let first = file.first.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                let first = file.first.duration_since(UNIX_EPOCH).unwrap_or_default();
                 json!({"ino": inode, "nr_read": file.reads, "first_access_time_secs": first.as_secs(),
                     "first_access_time_nanos": first.subsec_nanos()})
             })

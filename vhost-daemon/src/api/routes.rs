@@ -254,13 +254,12 @@ impl App {
         let Some(mounted) = found else {
             return Answer::error(404, &format!("{outer}(Metrics(Stats(NoCounter)))"));
         };
-        let engine = || self.daemon.storage().engine().metrics();
         Answer::json(&match kind {
             Metrics::Fs => metrics::fs(mounted),
             Metrics::Files { latest } => metrics::files(mounted, latest),
             Metrics::Pattern => metrics::pattern(mounted),
-            Metrics::Backend => metrics::backend(mounted, &engine()),
-            Metrics::BlobCache => metrics::blobcache(mounted, &engine()),
+            Metrics::Backend => metrics::backend(mounted, &self.daemon.storage().engine().metrics()),
+            Metrics::BlobCache => metrics::blobcache(mounted),
         })
     }
 

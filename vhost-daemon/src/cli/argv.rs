@@ -137,6 +137,12 @@ pub fn normalised(words: Vec<OsString>) -> Argv {
                 flags.extend(rest);
                 break;
             }
+        } else if command.is_none() && flags.is_empty() && ignored.is_empty() && !text.starts_with('-') {
+            // No command of ours, and no value of a flag either: the parser says which command is like it.
+            flags.push(word);
+            flags.extend(rest);
+            command = Some(String::new());
+            break;
         } else if serving && IGNORED.contains(&name.as_str()) {
             ignored.push(name);
         } else if serving && IGNORED_VALUED.contains(&name.as_str()) {
@@ -166,7 +172,7 @@ pub fn normalised(words: Vec<OsString>) -> Argv {
         }
     });
     let mut out = vec![program];
-    out.extend(command.map(OsString::from));
+    out.extend(command.filter(|command| !command.is_empty()).map(OsString::from));
     out.extend(flags);
     Argv { words: out, ignored }
 }
@@ -207,6 +213,7 @@ mod tests {
             ("rafsd ctl --sock x mounts --cache", "rafsd ctl --sock x mounts --cache", &[]),
             ("rafsd --help", "rafsd --help", &[]),
             ("rafsd", "rafsd", &[]),
+            ("rafsd virtofs --sock s --xattr", "rafsd virtofs --sock s --xattr", &[]),
         ] {
             let want = (words.to_owned(), ignored.iter().map(|&s| s.to_owned()).collect::<Vec<_>>());
             assert_eq!(of(line), want, "{line}");

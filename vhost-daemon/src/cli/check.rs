@@ -1,6 +1,7 @@
 //! `rafsd config check`.
 
 use crate::config::{Config, explain};
+use crate::mounts;
 use anyhow::Context;
 use std::io::Write;
 use std::path::Path;
@@ -12,6 +13,9 @@ use std::path::Path;
 /// The file is not usable; the sentence says why.
 pub(super) fn run(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file).with_context(|| file.display().to_string())?;
+    // What a mount would refuse: credentials, URLs, certificates. Nothing is asked of the network.
+    mounts::try_backend(&config.backend)
+        .with_context(|| format!("{}: invalid configuration", file.display()))?;
     let text = explain(file)?;
     let mut out = std::io::stdout();
     write!(out, "{text}")?;

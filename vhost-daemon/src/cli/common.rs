@@ -42,8 +42,8 @@ pub struct CommonArgs {
     #[arg(short = 'm', long, value_name = "PATH", default_value = "/")]
     pub virtual_mountpoint: String,
 
-    /// File with one absolute path a line: what to fetch ahead
-    #[arg(long, value_name = "FILE", requires = "bootstrap")]
+    /// File with one absolute path a line: what to fetch ahead of the image of --bootstrap or --image
+    #[arg(long, value_name = "FILE")]
     pub prefetch_files: Option<PathBuf>,
 
     /// Whether chunks are verified against their digests before use

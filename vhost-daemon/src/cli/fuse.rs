@@ -22,7 +22,9 @@ pub(super) fn run(args: &FuseArgs, ignored: &[String]) -> anyhow::Result<()> {
     }
     let mount = if successor { None } else { serve::first_mount(common)? };
     if mount.is_none() && common.image.is_none() && common.apisock.is_none() {
-        bail!("nothing to mount: say --bootstrap FILE or --shared-dir DIR, or --apisock PATH to mount later");
+        bail!(
+            "nothing to mount: say --bootstrap FILE, --image REF or --shared-dir DIR, or --apisock PATH to mount later"
+        );
     }
     let mut start = serve::begin(common, ignored)?;
     let mount = match mount {

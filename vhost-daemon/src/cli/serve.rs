@@ -60,6 +60,9 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
 /// The mount that the command line asks for, if it does. What it names is checked, not opened.
 pub(super) fn first_mount(common: &CommonArgs) -> anyhow::Result<Option<MountRequest>> {
     let path = MountPath::parse(&common.virtual_mountpoint).context("--virtual-mountpoint")?;
+    if common.prefetch_files.is_some() && common.bootstrap.is_none() && common.image.is_none() {
+        bail!("--prefetch-files needs an image: say --bootstrap FILE or --image REF");
+    }
     if let Some(dir) = &common.shared_dir {
         return Ok(Some(MountRequest {
             path,
@@ -146,6 +149,16 @@ pub(super) fn api(
     default_queues: u16,
 ) -> anyhow::Result<Option<ApiServer>> {
     let Some(path) = &common.apisock else { return Ok(None) };
+    if path.as_os_str().is_empty() {
+        bail!("--apisock: the path is empty");
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        // It is replaced all the same, as clients of nydusd expect.
+        tracing::warn!(
+            "another process answers on {} and loses it: nobody reaches its API any more",
+            path.display()
+        );
+    }
     let app = Arc::new(App::new(Arc::clone(&start.daemon), devices, default_queues, start.log.clone()));
     ApiServer::start(path, app).map(Some)
 }

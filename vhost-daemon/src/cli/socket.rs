@@ -2,6 +2,7 @@
 
 use crate::daemon::{SocketSpec, ViewSpec};
 use crate::mounts::MountPath;
+use crate::wording::is_like;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -32,6 +33,9 @@ impl FromStr for SocketArg {
                 Some(("queues", n)) => {
                     let n = n.parse().ok().filter(|n| (1..=64).contains(n));
                     queues = Some(n.ok_or("queues is a number from 1 to 64")?);
+                }
+                Some((key, _)) if ["root", "mounts", "queues"].iter().any(|known| is_like(known, key)) => {
+                    return Err(format!("there is no option {key}=; use root=, mounts= or queues="));
                 }
                 _ => break,
             }
@@ -68,7 +72,16 @@ mod tests {
         assert_eq!((full.path.to_str(), full.queues), (Some("s.sock"), Some(3)));
         assert_eq!(full.view.root.as_str(), "/t1");
         assert_eq!(full.view.mounts.len(), 2);
-        for bad in ["", ",root=/a", "s,root=a", "s,queues=0", "s,queues=65", "s,mounts=/a:b"] {
+        for bad in [
+            "",
+            ",root=/a",
+            "s,root=a",
+            "s,queues=0",
+            "s,queues=65",
+            "s,roots=/a",
+            "s,quues=2",
+            "s,mounts=/a:b",
+        ] {
             assert!(bad.parse::<SocketArg>().is_err(), "{bad}");
         }
     }

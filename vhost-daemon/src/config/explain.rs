@@ -3,6 +3,7 @@
 //! Owns: the list of all keys with their meanings and defaults. Does not own: reading them for use.
 
 use super::{Config, ConfigError};
+use crate::wording;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -181,7 +182,11 @@ pub fn explain_text(text: &str) -> String {
                 let _ = writeln!(out, "{path} = {shown}: ignored, the backend is {kind}");
             }
             None => {
-                let _ = writeln!(out, "{path} = {shown}: ignored, no such key");
+                let known = keys.iter().map(|(name, ..)| (*name).to_owned());
+                let known = known.chain(BACKEND.iter().map(|(name, ..)| format!("{section}{name}")));
+                let meant = { known }.find(|name| is_like(name, &path));
+                let meant = meant.map(|name| format!("; is {name} meant?")).unwrap_or_default();
+                let _ = writeln!(out, "{path} = {shown}: ignored, no such key{meant}");
             }
         }
         seen.insert(path);
@@ -195,6 +200,12 @@ pub fn explain_text(text: &str) -> String {
         }
     }
     out
+}
+
+/// Whether a key is the other in another place, or misspelt.
+fn is_like(key: &str, other: &str) -> bool {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    wording::is_like(&last(key), &last(other))
 }
 
 /// All values with their paths; an object is one value where `known` says so of its path, and a list always is.
@@ -220,7 +231,8 @@ mod tests {
     fn values_defaults_and_strangers() {
         let text = r#"{"device": {"id": "/1", "backend": {"type": "registry", "config": {"host": "h", "repo": "r",
             "auth": "dTpwYXNz", "proxy": {"url": "http://u:pass@p:1", "cache_dir": "/x"}}},
-            "cache": {"type": "blobcache", "config": {"work_dir": "/c"}}}, "mode": "direct", "warmup": 3}"#;
+            "cache": {"type": "blobcache", "config": {"work_dri": "/c"}}, "digest_validate": true}, "mode": "direct",
+            "warmup": 3, "digest_valdate": true}"#;
         let out = explain_text(text);
         for line in [
             "form: V1, JSON",
@@ -229,7 +241,10 @@ mod tests {
             "device.backend.config.auth = (not shown)",
             "device.backend.config.proxy.url = \"http://p:1\": proxy",
             "device.backend.config.proxy.cache_dir = \"/x\": ignored",
-            "warmup = 3: ignored",
+            "warmup = 3: ignored, no such key\n",
+            "digest_valdate = true: ignored, no such key; is digest_validate meant?",
+            "device.digest_validate = true: ignored, no such key; is digest_validate meant?",
+            "device.cache.config.work_dri = \"/c\": ignored, no such key; is device.cache.config.work_dir meant?",
             "enable_xattr, by default false",
         ] {
             assert!(out.contains(line), "{line} is not in:\n{out}");

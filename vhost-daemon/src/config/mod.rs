@@ -18,7 +18,6 @@ pub use settings::{CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
 pub(crate) use shown::masked;
 
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -140,23 +139,34 @@ impl Config {
     ///
     /// See [`ConfigError`].
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let mut tried = String::new();
-        let mut note = |form: &str, error: &dyn std::fmt::Display| {
-            let _ =
-                write!(tried, "{}as {form}: {}", if tried.is_empty() { "" } else { "; " }, one_line(error));
+        let v2_json = match serde_json::from_str::<v2::File>(text) {
+            Ok(file) => return file.check(),
+            Err(error) => format!("as V2 JSON: {}", one_line(&error)),
         };
-        match serde_json::from_str::<v2::File>(text) {
+        let toml = match toml::from_str::<v2::File>(text) {
             Ok(file) => return file.check(),
-            Err(error) => note("V2 JSON", &error),
-        }
-        match toml::from_str::<v2::File>(text) {
-            Ok(file) => return file.check(),
-            Err(error) => note("V2 TOML", &error.message()),
-        }
+            Err(error) => {
+                let line = error
+                    .span()
+                    .and_then(|span| text.get(..span.start))
+                    .map_or(0, |before| before.bytes().filter(|&byte| byte == b'\n').count() + 1);
+                let at = if line == 0 { String::new() } else { format!(" at line {line}") };
+                format!("as V2 TOML: {}{at}", one_line(&error.message()))
+            }
+        };
         match serde_json::from_str::<v1::File>(text) {
             Ok(file) => file.check(),
             Err(error) => {
-                note("V1 JSON", &error);
+                let v1 = format!("as V1 JSON: {}", one_line(&error));
+                // What it cannot be is not worth a word. A text that is no JSON at all fails in both versions alike.
+                let json = text.trim_start().starts_with('{');
+                let version = serde_json::from_str::<Value>(text).ok().map(|v| v.get("version").is_some());
+                let tried = match (json, version) {
+                    (true, Some(true)) => v2_json,
+                    (true, Some(false)) => format!("{v1} (V2 has a \"version\")"),
+                    (true, None) => format!("as JSON: {}", one_line(&error)),
+                    (false, _) => toml,
+                };
                 Err(ConfigError::Parse { tried })
             }
         }
@@ -260,7 +270,13 @@ mod tests {
             (format!("{V2}[overlay]\nupper_dir = \"/u\"\nwork_dir = \"/w\"\n"), "overlay"),
             (V1.replace("blobcache", "fscache"), "fscache"),
             (V2.replace("version = 2", "version = 3"), "version 3"),
-            ("{".to_owned(), "failed to parse"),
+            ("{".to_owned(), "failed to parse configuration information: as JSON: EOF"),
+            (V1.replace(r#""mode""#, r#""mood""#), "information: as V1 JSON: missing field `mode`"),
+            (r#"{"version": 2, "backend": 3}"#.to_owned(), "information: as V2 JSON: invalid type"),
+            (
+                format!("{V2}validate = 3\n"),
+                "information: as V2 TOML: invalid type: integer `3`, expected a boolean at line 13",
+            ),
             (String::new(), "failed to parse"),
         ] {
             let error = Config::parse(&text).unwrap_err().to_string();

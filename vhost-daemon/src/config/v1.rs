@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 /// A V1 file.
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct File {
     device: Device,
     mode: String,
@@ -31,6 +32,7 @@ pub(super) struct File {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 struct Device {
     #[serde(default)]
     id: String,
@@ -44,6 +46,7 @@ struct Device {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 struct Backend {
     #[serde(rename = "type")]
     kind: String,
@@ -51,6 +54,7 @@ struct Backend {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
 struct Cache {
     #[serde(rename = "type", default)]
     kind: String,
@@ -64,6 +68,7 @@ struct Cache {
 
 /// The section of cache files, the same in both versions.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct CacheFiles {
     #[serde(default)]
     work_dir: Option<PathBuf>,
@@ -78,6 +83,7 @@ pub(super) struct CacheFiles {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
 struct Prefetch {
     #[serde(default)]
     enable: bool,

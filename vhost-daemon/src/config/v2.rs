@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 /// A V2 file.
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct File {
     version: u64,
     #[serde(default)]
@@ -26,6 +27,7 @@ pub(super) struct File {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 struct Backend {
     #[serde(rename = "type")]
     kind: String,
@@ -35,6 +37,7 @@ struct Backend {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
 struct Cache {
     #[serde(rename = "type", default)]
     kind: String,
@@ -49,6 +52,7 @@ struct Cache {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "an object")]
 struct Rafs {
     mode: Option<String>,
     batch_size: Option<u64>,
@@ -71,6 +75,7 @@ struct Rafs {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 struct Prefetch {
     enable: bool,
     threads: Option<u64>,
@@ -84,6 +89,7 @@ struct Prefetch {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 struct Overlay {}
 
 impl Prefetch {

@@ -44,6 +44,10 @@ impl Devices {
     ///
     /// [`DaemonError::Socket`]; [`DaemonError::Invalid`] for a socket that is served already.
     pub fn add(&self, daemon: &Daemon, spec: SocketSpec) -> Result<(), DaemonError> {
+        if spec.socket.as_os_str().is_empty() {
+            // The kernel would think of a name.
+            return Err(DaemonError::Invalid("the path of the socket is empty".to_owned()));
+        }
         let mut running = self.lock();
         if running.iter().any(|r| r.spec.socket == spec.socket) {
             return Err(DaemonError::Invalid(format!("{} is served already", spec.socket.display())));
@@ -94,7 +98,7 @@ impl Devices {
         let mut gone = {
             let mut running = self.lock();
             let at = running.iter().position(|r| r.spec.socket == socket).ok_or(DaemonError::NotMounted)?;
-            running.swap_remove(at)
+            running.remove(at)
         };
         gone.end();
         daemon.close_view(&gone.namespace);

@@ -227,6 +227,10 @@ pub trait GuestFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
     /// Nobody waits for the request `unique` any more. Only a lock that waits needs to know.
     fn interrupt(&self, _unique: u64) {}
 
+    /// The guest's machine is gone for good: locks that it holds are dropped and those that it waits for given up. What else
+    /// it had stays, as it may have to a guest that is restored from a snapshot.
+    fn drop_all_locks(&self) {}
+
     /// Attributes with those that only STATX has (time of birth). `ENOSYS` lets the dispatcher answer from GETATTR.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use crate::log_limit::LogLimit;
 use fuse_backend_rs::api::filesystem::{Context, FsOptions, GetxattrReply, ListxattrReply};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Larger reads and listings than any guest agrees on in INIT, bytes: they take their time, and so another thread's.
 const LONG_READ: u32 = 2 << 20;
@@ -37,6 +38,7 @@ pub struct Server<F> {
     limits: InitLimits,
     /// A file system without handles answers FLUSH with ENOSYS, which ends them.
     no_flush: bool,
+    inits: AtomicU64,
     log: LogLimit,
 }
 
@@ -56,7 +58,14 @@ impl<F: GuestFs> Server<F> {
     /// A server for one guest.
     #[must_use]
     pub fn new(fs: Arc<F>, limits: InitLimits) -> Self {
-        Self { fs, session: Session::default(), limits, no_flush: false, log: LogLimit::default() }
+        Self {
+            fs,
+            session: Session::default(),
+            limits,
+            no_flush: false,
+            inits: AtomicU64::new(0),
+            log: LogLimit::default(),
+        }
     }
 
     /// Lets the client know, where no open file needs it, that FLUSH is not wanted: it asks once instead of at each
@@ -75,6 +84,12 @@ impl<F: GuestFs> Server<F> {
     /// Goes on with what a predecessor agreed on with the guest.
     pub fn adopt(&self, agreed: Agreed) {
         self.session.adopt(agreed);
+    }
+
+    /// How often a guest began: another number is another guest, or one that has nothing left of before.
+    #[must_use]
+    pub fn inits(&self) -> u64 {
+        self.inits.load(Ordering::Acquire)
     }
 
     /// The guest is gone or was reset: what was agreed with it no longer holds.
@@ -168,6 +183,7 @@ impl<F: GuestFs> Server<F> {
 
     fn init<R: ReplyBuf>(&self, request: &Request<'_>, reply: &mut R) -> Handled {
         let asked: abi::InitIn = request.body()?;
+        self.inits.fetch_add(1, Ordering::AcqRel);
         // A second INIT without DESTROY means that the guest rebooted.
         self.end_session();
         let (answer, up) =

@@ -30,7 +30,9 @@ pub enum FuseError {
         source: io::Error,
     },
     /// The device.
-    #[error("cannot open /dev/fuse: {source}; FUSE mode needs the kernel's fuse module")]
+    #[error(
+        "cannot open /dev/fuse: {source}; FUSE mode needs the kernel's fuse module, and root or CAP_SYS_ADMIN"
+    )]
     Device {
         /// Why.
         source: io::Error,

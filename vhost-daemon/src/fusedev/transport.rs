@@ -340,7 +340,7 @@ fn supervisor_error(supervisor: &Path, error: &std::io::Error) -> DaemonError {
         _ => "Io",
     };
     DaemonError::Upgrade(format!(
-        "UpgradeManager(\"StorageBackendError(CreateUnixStream({kind}: {}: {error}))\")",
+        "StorageBackendError(CreateUnixStream({kind}: {}: {error}))",
         supervisor.display()
     ))
 }

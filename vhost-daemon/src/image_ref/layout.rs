@@ -34,6 +34,12 @@ pub(super) enum Chosen {
     Manifest(Descriptor),
 }
 
+/// Whether `image`, with a tag or without, can only be meant as a directory: it is one, or is written as a path is.
+pub(super) fn is_path(image: &str) -> bool {
+    let without_tag = image.rsplit_once([':', '@']).map_or(image, |(dir, _)| dir);
+    image.starts_with(['/', '.']) || [image, without_tag].iter().any(|dir| Path::new(dir).is_dir())
+}
+
 impl<'a> Layout<'a> {
     /// The layout that `image` names; `None` if it names none.
     pub fn of(image: &'a str) -> Option<Self> {

@@ -50,6 +50,9 @@ pub fn resolve(image: &str, config: Option<&str>, storage: &Storage) -> anyhow::
     if let Some(layout) = Layout::of(image) {
         return from_layout(&layout, config).with_context(|| format!("--image {image}"));
     }
+    if layout::is_path(image) {
+        bail!("--image {image}: there is no OCI layout: no file {image}/index.json");
+    }
     let reference: Reference = image.parse().with_context(|| format!("--image {image}"))?;
     from_registry(&reference, config, storage).with_context(|| format!("--image {image}"))
 }
@@ -92,7 +95,12 @@ fn from_registry(
     };
     let runtime = storage.net()?;
     let manifest = |name: &str| fetch_manifest(&runtime, options, http, name);
-    let text = manifest(&reference.version)?;
+    let text = manifest(&reference.version).with_context(|| {
+        let Reference { host, repo, version } = reference;
+        format!(
+            "no manifest {version:?} of {repo:?} from {host}; is the reference right, and the registry up?"
+        )
+    })?;
     if let Some(hex) = reference.version.strip_prefix("sha256:") {
         check_digest(&text, hex, "the manifest")?;
     }

@@ -16,15 +16,18 @@ pub struct Reference {
 /// Why a text is no reference.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} is no image reference such as registry.example.com/library/app:tag, and no directory with an OCI layout (DIR, DIR:TAG or DIR@sha256:..)"
+    "{text:?} is no image reference such as registry.example.com/library/app:tag ({why}), and no directory with an OCI layout (DIR, DIR:TAG or DIR@sha256:..)"
 )]
-pub struct ReferenceError(String);
+pub struct ReferenceError {
+    text: String,
+    why: &'static str,
+}
 
 impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let bad = || ReferenceError(text.chars().take(200).collect());
+        let bad = |why| ReferenceError { text: text.chars().take(200).collect(), why };
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => (name, Some(digest)),
             None => (text, None),
@@ -47,14 +50,18 @@ impl FromStr for Reference {
                 && s.bytes().next().is_some_and(plain)
                 && s.bytes().next_back().is_some_and(plain)
         };
+        if repo.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(bad("repositories are in lower case"));
+        }
         if repo.len() > 255 || !repo.split('/').all(segment) || name.is_empty() {
-            return Err(bad());
+            return Err(bad("a repository is words of a-z, 0-9 and ._- between slashes"));
         }
         let version = match (digest, tag) {
             (Some(digest), _) => {
-                let hex = digest.strip_prefix("sha256:").ok_or_else(bad)?;
+                const FORM: &str = "a digest is sha256: and 64 digits of 0-9 and a-f";
+                let hex = digest.strip_prefix("sha256:").ok_or_else(|| bad(FORM))?;
                 if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-                    return Err(bad());
+                    return Err(bad(FORM));
                 }
                 digest
             }
@@ -63,7 +70,7 @@ impl FromStr for Reference {
         };
         let word = |b: u8| b.is_ascii_alphanumeric() || b"._-:".contains(&b);
         if version.is_empty() || version.len() > 128 || !version.bytes().all(word) {
-            return Err(bad());
+            return Err(bad("a tag is at most 128 of a-z, A-Z, 0-9 and ._-"));
         }
         Ok(Self { host: host.to_owned(), repo, version: version.to_owned() })
     }
@@ -108,6 +115,12 @@ mod tests {
             "x?y",
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
+        }
+        for (bad, why) in
+            [("r.io/App", "lower case"), ("r.io/a@sha256:12", "64 digits"), ("r.io/a:b c", "a tag is")]
+        {
+            let error = bad.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
         assert_eq!("127.0.0.1:5000/a".parse::<Reference>().unwrap().scheme(), "http");
         assert_eq!("r.io/a".parse::<Reference>().unwrap().scheme(), "https");

@@ -37,4 +37,4 @@ pub use path::{MountPath, PathError};
 pub use prefetch::Traces;
 pub use rafs_mount::{RafsMount, RafsMountOptions};
 #[cfg(feature = "daemon")]
-pub use stores::Storage;
+pub use stores::{Storage, try_backend};

@@ -303,6 +303,12 @@ impl GuestFs for Namespace {
         }
     }
 
+    fn drop_all_locks(&self) {
+        for slot in self.table.load().all() {
+            slot.fs.drop_all_locks();
+        }
+    }
+
     fn statx(
         &self,
         ctx: &Context,

@@ -6,6 +6,7 @@ use super::backend::Backend as _;
 use super::pseudo::hash;
 use super::{IdShift, RafsMount, RafsMountOptions, Storage, prefetch, stores};
 use crate::config::Config;
+use crate::wording::one_line;
 use rafs::image::{CheckOptions, Image, ImageError};
 use rafs::reader::ReaderOptions;
 use rafs_net::NetStore;
@@ -36,10 +37,10 @@ pub enum OpenError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The digests of its inodes, which the configuration wants checked.
-    #[error("{0:#}")]
+    #[error("{}", one_line(.0))]
     Check(anyhow::Error),
     /// The store of its blobs, or what is in it.
-    #[error("{0:#}")]
+    #[error("{}", one_line(.0))]
     Store(anyhow::Error),
 }
 

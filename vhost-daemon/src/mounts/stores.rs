@@ -71,6 +71,19 @@ impl Storage {
     }
 }
 
+/// Finds out whether a store behind a network can be made of its section, without asking it for anything. What is local is
+/// looked for at the mount: a configuration may be looked at before its blobs are there.
+///
+/// # Errors
+///
+/// What the mount would say.
+pub fn try_backend(backend: &Backend) -> anyhow::Result<()> {
+    if backend.http().is_some() {
+        open(backend, &Storage::new()?)?;
+    }
+    Ok(())
+}
+
 /// Opens the store of a configuration.
 pub(super) fn open(backend: &Backend, storage: &Storage) -> anyhow::Result<Opened> {
     let kind = backend.kind();

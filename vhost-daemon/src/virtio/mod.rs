@@ -11,6 +11,7 @@ mod device;
 mod guest_buf;
 mod harness;
 mod parked;
+mod peers;
 mod pool;
 mod reply;
 mod ring;

@@ -5,6 +5,7 @@
 
 use super::crew::Crew;
 use super::device::Device;
+use super::peers::{Departed, Peer};
 use super::pool::Pool;
 use super::ring_state::SharedRing;
 use super::worker::Worker;
@@ -103,7 +104,11 @@ impl Service {
     pub fn run<F: GuestFs + 'static>(&self, fs: &Arc<F>, crew: &Crew) {
         let limits = InitLimits { request_queues: self.options.request_queues, flags: 0 };
         let server = Arc::new(Server::new(Arc::clone(fs), limits));
+        let mut departed = Departed::default();
         while !self.stopping.load(Ordering::Acquire) {
+            if departed.end_before(&self.listener) {
+                fs.drop_all_locks();
+            }
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -128,6 +133,7 @@ impl Service {
             if self.stopping.load(Ordering::Acquire) {
                 break;
             }
+            let peer = Peer::of(&stream);
             let socket = self.options.socket.display();
             self.log.info(|| format!("front-end connected to {socket}"));
             match catch_unwind(AssertUnwindSafe(|| self.connection(stream, &server, crew))) {
@@ -136,6 +142,7 @@ impl Service {
                 Err(_) => tracing::error!("connection on {socket} ended by a panic; the next one is served"),
             }
             *self.current() = None;
+            departed.add(peer, server.inits());
         }
     }
 

@@ -28,6 +28,7 @@ fn by_label(stores: &[StoreMetrics]) -> Vec<(String, StoreMetrics)> {
     all
 }
 
+/// Sums what is shown here; `sizes` is not.
 fn add(sum: &mut StoreMetrics, more: &StoreMetrics) {
     let pairs = [
         (&mut sum.requests, more.requests),

@@ -5,6 +5,7 @@
 mod client;
 mod live;
 
+use crate::log_level::LogLevel;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use client::{Client, encoded};
@@ -123,6 +124,9 @@ pub(super) fn run(args: &CtlArgs) -> anyhow::Result<()> {
         CtlCommand::Cache => cache(&mut client)?,
         CtlCommand::Sockets => pretty(&client.json("GET", "/api/v1/sockets", None)?),
         CtlCommand::Set { key, value } => match key.as_str() {
+            "log-level" if LogLevel::parse(value).is_none() => {
+                bail!("there is no log level {value}; use trace, debug, info, warn or error")
+            }
             "log-level" => client.call("PUT", "/api/v1/daemon", Some(&json!({"log_level": value})))?,
             other => bail!("there is no setting {other}; log-level is one"),
         },

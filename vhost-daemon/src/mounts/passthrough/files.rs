@@ -58,6 +58,11 @@ impl Files {
         }
     }
 
+    /// All open files there are.
+    pub(super) fn all(&self) -> Vec<Arc<OpenFile>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     pub(super) fn clear(&self) {
         self.table.write().unwrap_or_else(PoisonError::into_inner).clear();
     }

@@ -357,6 +357,13 @@ impl Inodes {
         }
     }
 
+    /// All nodes there are.
+    pub(super) fn all(&self) -> Vec<Arc<Inode>> {
+        let mut all: Vec<_> = self.read().by_number.values().cloned().collect();
+        all.push(Arc::clone(&self.root));
+        all
+    }
+
     /// Forgets everything but the root.
     pub(super) fn clear(&self) {
         let tables = std::mem::take(&mut *self.write());

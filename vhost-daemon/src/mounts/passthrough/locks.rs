@@ -212,6 +212,26 @@ impl Passthrough {
     }
 }
 
+impl Passthrough {
+    /// Drops all locks and ends every wait for one. Nodes and handles stay.
+    pub(super) fn release_locks(&self) {
+        // Those that wait first, so that none gets what is dropped here.
+        self.waiters.clear();
+        let all = Range { kind: F_UNLCK, start: 0, len: 0, pid: 0 };
+        for inode in self.inodes.all() {
+            let held = std::mem::take(&mut *inode.locks.lock().unwrap_or_else(PoisonError::into_inner));
+            for fd in held.values() {
+                let _ = ofd_lock(fd.as_fd(), true, all);
+            }
+        }
+        if self.options.flocks {
+            for file in self.files.all() {
+                let _ = rustix::fs::flock(&file.fd, FlockOperation::NonBlockingUnlock);
+            }
+        }
+    }
+}
+
 const F_RDLCK: i16 = 0;
 const F_WRLCK: i16 = 1;
 const F_UNLCK: i16 = 2;
