@@ -170,6 +170,52 @@ fn idle_connections_are_cheap() {
     }
 }
 
+/// Clients that ask for what hangs, and hang up: their work goes on, but no more of it at a time than of clients that wait.
+#[test]
+fn who_hangs_up_gets_no_more_threads() {
+    let daemon = ApiDaemon::start(&["--log-level", "error"]).unwrap();
+    let socket = daemon.path("api.sock");
+    let case = Case::named("v6-zstd-blake3").unwrap();
+    let fifo = daemon.path("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let config = json!({"device": {"backend": {"type": "registry",
+        "config": {"host": "localhost:1", "repo": "r", "ca_cert_files": [fifo]}}}, "mode": "direct"});
+    let body = json!({"source": case.image.bootstrap, "config": config.to_string()}).to_string();
+    let before = daemon.process.usage().unwrap().threads;
+    for n in 0..120 {
+        let head = format!(
+            "POST /api/v1/mount?mountpoint=/slow{n} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: \
+             {}\r\n\r\n",
+            body.len()
+        );
+        let mut connection = UnixStream::connect(&socket).unwrap();
+        connection.write_all(head.as_bytes()).unwrap();
+        // Closing with something unread resets the connection, which ends the request at once.
+        while rustix::io::ioctl_fionread(&connection).unwrap() == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        connection.write_all(body.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        drop(connection);
+        let threads = daemon.process.usage().unwrap().threads;
+        assert!(threads <= before + 40, "{threads} threads after {n} requests, {before} before");
+    }
+    let busy = daemon.process.usage().unwrap().threads;
+    assert!(
+        busy >= before + 32,
+        "nothing hangs, so this test shows nothing: {busy} threads, {before} before"
+    );
+    let nonblocking = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    let until = Instant::now() + Duration::from_secs(60);
+    while daemon.process.usage().unwrap().threads > before + 8 {
+        assert!(Instant::now() < until, "threads stay");
+        // Whoever waits for a writer finds an empty file.
+        drop(rustix::fs::open(&fifo, nonblocking, rustix::fs::Mode::empty()));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(daemon.mount("POST", "/after", &case).unwrap(), 204);
+}
+
 /// A mount that hangs on a file.
 #[test]
 fn slow_mounts_delay_no_question_and_idle_connections_stay() {

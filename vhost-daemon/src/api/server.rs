@@ -2,8 +2,8 @@
 //!
 //! Owns: the socket and its file, connections, limits. One thread reads and writes all connections, and gives way to those
 //! that serve guests; what may wait for storage runs on threads of its own ([`super::porter`]), so that questions are
-//! answered meanwhile, and other mounts made. Connections that
-//! say nothing stay open for ever: clients take a hang-up for the daemon's death. Does not own: what requests mean.
+//! answered meanwhile, and other mounts made. Connections that say nothing stay open for ever: clients take a hang-up for
+//! the daemon's death. Does not own: what requests mean.
 
 use super::answer::Answer;
 use super::call::Request;
@@ -133,10 +133,10 @@ fn connections_max() -> usize {
 /// What all connections share.
 struct Shared {
     app: Arc<App>,
-    /// Whoever holds a permit may wait for storage.
-    slow: Semaphore,
+    /// Work that holds a permit may wait for storage, whether or not its client still waits for the answer.
+    slow: Arc<Semaphore>,
     /// The same for ending the daemon.
-    exits: Semaphore,
+    exits: Arc<Semaphore>,
     porter: Porter,
     /// Bytes that large bodies may still have.
     bodies: Semaphore,
@@ -157,8 +157,8 @@ async fn serve(
     };
     let shared = Arc::new(Shared {
         app,
-        slow: Semaphore::new(SLOW_MAX),
-        exits: Semaphore::new(EXITS_MAX),
+        slow: Arc::new(Semaphore::new(SLOW_MAX)),
+        exits: Arc::new(Semaphore::new(EXITS_MAX)),
         porter,
         bodies: Semaphore::new(BODIES_MAX),
     });
@@ -335,7 +335,7 @@ fn too_large(size: &str) -> Answer {
 async fn run(shared: &Arc<Shared>, request: &Request) -> Answer {
     match shared.app.handle(request) {
         Work::Now(answer) => answer,
-        Work::Slow(work) => slow(shared, work).await,
+        Work::Slow(work) => permitted(&shared.slow, &shared.porter, work).await,
         Work::Exit(answer) => {
             let app = Arc::clone(&shared.app);
             let stop = move || match app.stop_for_exit() {
@@ -343,8 +343,7 @@ async fn run(shared: &Arc<Shared>, request: &Request) -> Answer {
                 Err(error) => Answer::failed("Upgrade", "DaemonAbnormal", &error),
             };
             // Not in turn with mounts: one that hangs must not keep the daemon.
-            let _permit = shared.exits.acquire().await;
-            let stopped = shared.porter.run(Box::new(stop)).await;
+            let stopped = permitted(&shared.exits, &shared.porter, Box::new(stop)).await;
             if stopped.status != 204 {
                 return stopped;
             }
@@ -362,10 +361,16 @@ async fn run(shared: &Arc<Shared>, request: &Request) -> Answer {
     }
 }
 
-async fn slow(shared: &Shared, work: Job) -> Answer {
+/// Has work done as soon as there is a permit, which it keeps to its own end: a client that hangs up and asks again gets
+/// no more threads than one that waits.
+async fn permitted(permits: &Arc<Semaphore>, porter: &Porter, work: Job) -> Answer {
     // Never closed, so there is always one to be had in the end.
-    let _permit = shared.slow.acquire().await;
-    shared.porter.run(work).await
+    let permit = Arc::clone(permits).acquire_owned().await;
+    let job = move || {
+        let _permit = permit;
+        work()
+    };
+    porter.run(Box::new(job)).await
 }
 
 fn wire(answer: Answer, stays: bool) -> Response<Body> {

@@ -17,6 +17,8 @@ use std::sync::Arc;
 /// A visit ends here: a guest that never stops asking still hears of what is done, and others get their turn.
 const BATCH_REQUESTS: u32 = 16;
 const BATCH_BYTES: usize = 256 << 10;
+/// Bytes of replies after which a guest that sleeps is woken, before the visit ends.
+const TELLING_BYTES: usize = 16 << 10;
 /// Following descriptors takes time too, whether or not there is a request behind them.
 const BATCH_DESCRIPTORS: u32 = 1024;
 
@@ -49,9 +51,20 @@ struct Batch {
     requests: u32,
     bytes: usize,
     descriptors: u32,
+    /// Bytes when it was last asked whether the guest wants to be told; `None` before the first time.
+    told: Option<usize>,
 }
 
 impl Batch {
+    /// Whether it is time to ask if the guest wants to be told; asking costs as much as a small request.
+    fn is_to_tell(&mut self) -> bool {
+        let due = self.told.is_none_or(|bytes| self.bytes - bytes >= TELLING_BYTES);
+        if due {
+            self.told = Some(self.bytes);
+        }
+        due
+    }
+
     fn is_full(&self) -> bool {
         self.requests >= BATCH_REQUESTS || self.bytes >= BATCH_BYTES || self.descriptors >= BATCH_DESCRIPTORS
     }
@@ -62,7 +75,7 @@ impl<F: GuestFs + 'static> Served for Worker<F> {
         let mut done: Option<Done> = None;
         let mut batch = Batch::default();
         loop {
-            let (next, call) = self.turn(hand, done.take(), batch.is_full());
+            let (next, call) = self.turn(hand, done.take(), &mut batch);
             if let Some(call) = call {
                 hand.signal(&call);
             }
@@ -129,10 +142,12 @@ impl<F: GuestFs + 'static> Worker<F> {
     }
 
     /// Gives back what was done and takes the next, unless enough was done, under one hold of the lock. The guest is
-    /// notified at the end of a batch.
-    fn turn(&self, hand: &mut Hand, done: Option<Done>, full: bool) -> (Next, Option<Arc<Call>>) {
+    /// notified of the first request of a batch, so that it wakes up and asks for more while the others are served, now
+    /// and then if they take their time, and at the end.
+    fn turn(&self, hand: &mut Hand, done: Option<Done>, batch: &mut Batch) -> (Next, Option<Arc<Call>>) {
         let mut guard = self.ring.lock();
         let state = &mut *guard;
+        let tell = done.is_some() && batch.is_to_tell();
         if let Some(done) = done.filter(|d| d.life == state.life)
             && let Err(fault) = give_back(state, done.head, done.len)
         {
@@ -141,7 +156,7 @@ impl<F: GuestFs + 'static> Worker<F> {
         if !state.running() {
             return (Next::Stopped, pending_call(state));
         }
-        if full {
+        if batch.is_full() {
             return (Next::Cut, pending_call(state));
         }
         let Some(ring) = &mut state.ring else { return (Next::Stopped, None) };
@@ -150,12 +165,13 @@ impl<F: GuestFs + 'static> Worker<F> {
                 let RingLayout { desc, size, .. } = ring.layout();
                 let life = state.life;
                 hand.chain.look_at(ring.view());
+                let call = if tell { pending_call(state) } else { None };
                 drop(guard);
                 if let Err(fault) = hand.chain.walk(desc, size, head) {
                     self.ring.complain(|| format!("descriptor {head}: {fault}; the request gets an error"));
                     hand.chain.fault = true;
                 }
-                (Next::Head { head, life }, None)
+                (Next::Head { head, life }, call)
             }
             Ok(None) => (Next::Empty, pending_call(state)),
             Err(fault) => {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const LOOKS: u8 = 64;
 /// How long empty rings are looked at when nobody has work, if that has been worth it lately: what it costs to fall asleep
 /// and to be woken.
-const SPIN: Duration = Duration::from_micros(5);
+const SPIN: Duration = Duration::from_micros(20);
 /// How sure one can be that it is worth it.
 const CREDIT_MAX: u8 = 8;
 /// Where it was not, it is tried again when there was no work that often.
