@@ -155,6 +155,28 @@ fn sockets_of_others_are_respected_and_stale_ones_replaced() {
 }
 
 #[test]
+fn an_empty_file_in_the_place_of_the_api_socket_is_replaced() {
+    let copy = Copy::of(&case("v6-zstd-blake3"));
+    let api = copy.path("api");
+    let command = || {
+        let mut command = copy.command();
+        command.args(["--log-level", "error"]).arg("--apisock").arg(&api);
+        command
+    };
+    std::fs::write(&api, "a file").unwrap();
+    refused(command(), &["is no socket"]);
+    assert_eq!(std::fs::read(&api).unwrap(), b"a file");
+    std::fs::write(&api, "").unwrap();
+    let mut process = copy.start(&mut command());
+    while UnixStream::connect(&api).is_err() {
+        assert_eq!(process.ended().unwrap(), None, "{}", process.output());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    process.terminate().unwrap();
+    assert!(process.wait(LIMIT).unwrap().success());
+}
+
+#[test]
 fn the_sample_configurations_start_and_serve() {
     let case = case("v6-zstd-blake3");
     for sample in ["localfs.v1.json", "localfs.v2.toml"] {

@@ -66,7 +66,7 @@ impl Failure {
     pub fn from_status(status: StatusCode, retry_after: Option<Duration>) -> Self {
         let (kind, hint) = match status.as_u16() {
             401 | 403 => (Kind::Denied, "; check the credentials and what they allow"),
-            404 | 410 => (Kind::Missing, "; the blob is not there: push it, or correct host and name"),
+            404 | 410 => (Kind::Missing, "; it is not there: push it, or correct host and name"),
             416 => {
                 (Kind::Wrong, "; the object is shorter than the image says: not the right one, or truncated")
             }

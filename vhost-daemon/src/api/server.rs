@@ -60,13 +60,17 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Listens on `path`. A socket that is there is replaced.
+    /// Listens on `path`. A socket or an empty file that is there is replaced.
     ///
     /// # Errors
     ///
     /// The path cannot be listened on, or no thread can be had.
     pub fn start(path: &Path, app: Arc<App>) -> anyhow::Result<Self> {
-        if std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.file_type().is_socket()) {
+        // A socket, or nothing's: what has content may be there by a slip of the pen.
+        let ours = |meta: std::fs::Metadata| {
+            meta.file_type().is_socket() || (meta.file_type().is_file() && meta.len() == 0)
+        };
+        if std::fs::symlink_metadata(path).is_ok_and(|meta| !ours(meta)) {
             anyhow::bail!(
                 "{} exists and is no socket; choose another --apisock or remove it",
                 path.display()
