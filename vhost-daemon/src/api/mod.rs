@@ -17,6 +17,7 @@ mod metrics;
 mod porter;
 #[cfg(feature = "daemon")]
 mod prometheus;
+#[cfg(feature = "daemon")]
 mod routes;
 #[cfg(feature = "daemon")]
 mod runtime;
