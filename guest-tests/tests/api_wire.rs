@@ -153,7 +153,16 @@ fn bodies_up_to_the_limit_and_beyond() {
 fn idle_connections_are_cheap() {
     let daemon = ApiDaemon::start(&["--log-level", "warn"]).unwrap();
     let socket = daemon.path("api.sock");
-    let before = daemon.process.usage().unwrap();
+    // The socket is there before all threads are.
+    let mut before = daemon.process.usage().unwrap();
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = daemon.process.usage().unwrap();
+        if now.threads == before.threads && daemon.call("GET", "/api/v1/daemon", None).is_ok() {
+            break;
+        }
+        before = now;
+    }
     let mut idle: Vec<Connection> = (0..1000).map(|_| Connection::open(&socket).unwrap()).collect();
     let until = Instant::now() + Duration::from_secs(20);
     let there =

@@ -66,7 +66,15 @@ impl BlobCache {
                 // Somebody holds the map for too long; the next chunk may have better luck.
                 return Ok(false);
             }
-            Err(_) => *self.paused() = Instant::now().checked_add(WRITE_PAUSE),
+            Err(_) => {
+                let now = Instant::now();
+                let mut paused = self.paused();
+                // Of several threads that failed together one says so.
+                if paused.is_some_and(|until| now < until) {
+                    return Ok(false);
+                }
+                *paused = now.checked_add(WRITE_PAUSE);
+            }
             Ok(_) => {}
         }
         kept
