@@ -44,6 +44,8 @@ struct State {
     grant: Option<Grant>,
     /// Grants so far.
     generation: u64,
+    /// Counts credentials that were given.
+    epoch: u64,
     service: Option<TokenService>,
     post_fails: bool,
     refusal: Option<(Instant, Failure)>,
@@ -80,6 +82,7 @@ impl Authenticator {
                 given,
                 grant,
                 generation: 1,
+                epoch: 0,
                 service: None,
                 post_fails: false,
                 refusal: None,
@@ -96,6 +99,7 @@ impl Authenticator {
     /// Other credentials from now on.
     pub fn set_given(&self, given: Option<Secret>) {
         let mut state = self.state();
+        state.epoch = state.epoch.wrapping_add(1);
         state.given = given;
         state.grant = None;
         state.refusal = None;
@@ -179,6 +183,7 @@ impl Authenticator {
         {
             return Err(failure.clone());
         }
+        let epoch = self.state().epoch;
         let result = match challenge {
             Challenge::Basic => self.basic().await,
             Challenge::Bearer(service) => self.fetch(link, &service).await,
@@ -186,7 +191,11 @@ impl Authenticator {
         match result {
             Ok(grant) => Ok(Some(grant)),
             Err(failure) => {
-                self.state().refusal = Some((Instant::now(), failure.clone()));
+                let mut state = self.state();
+                // What was said of other credentials says nothing of those that came meanwhile.
+                if state.epoch == epoch {
+                    state.refusal = Some((Instant::now(), failure.clone()));
+                }
                 Err(failure)
             }
         }
@@ -200,10 +209,13 @@ impl Authenticator {
         }
     }
 
-    /// A grant did not help although it was new: those who wait for another need not try.
+    /// A grant did not help although it was new: those who wait for another need not try, unless it is known no longer.
     pub fn refused(&self, grant: &Grant, failure: &Failure) {
-        self.forget(grant);
-        self.state().refusal = Some((Instant::now(), failure.clone()));
+        let mut state = self.state();
+        if state.grant.as_ref().is_some_and(|g| g.generation == grant.generation) {
+            state.grant = None;
+            state.refusal = Some((Instant::now(), failure.clone()));
+        }
     }
 
     fn newer_than(&self, generation: u64) -> Option<Grant> {
