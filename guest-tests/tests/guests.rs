@@ -141,8 +141,10 @@ fn a_guest_that_never_stops_asking_leaves_others_their_share() {
     let daemon = daemon();
     add(&daemon, "greedy.sock");
     let stop = AtomicBool::new(false);
+    let (begun, begins) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        let greedy = scope.spawn(|| {
+        let (daemon, stop) = (&daemon, &stop);
+        let greedy = scope.spawn(move || {
             let mut client = Client::connect(&daemon.path("greedy.sock"), &Options::default()).unwrap();
             let mut asked = 0_u64;
             // The ring is never empty: what comes back is asked again before the rest is answered.
@@ -156,15 +158,19 @@ fn a_guest_that_never_stops_asking_leaves_others_their_share() {
                 asked += 1;
                 client.session.submit(1, op::GETATTR, ROOT, &getattr_in(), Some(ATTR_OUT)).unwrap();
                 client.session.flush().unwrap();
+                if asked == 200 {
+                    begun.send(()).unwrap();
+                }
             }
             asked
         });
         let mut honest = guest(&daemon.path("fs.sock"));
+        begins.recv().unwrap();
         for _ in 0..300 {
             honest.getattr(ROOT).unwrap();
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(greedy.join().unwrap() > 0);
+        assert!(greedy.join().unwrap() >= 200);
     });
 }
 

@@ -209,6 +209,19 @@ fn from_a_registry() {
     }
 }
 
+/// The user "u" with password "p" reads a file, and nothing secret is said, tokens (JSON in base64) included.
+fn reads_with_password(image: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = serve_as(image, &[], dir.path(), Some("dTpw")).unwrap();
+    let mut client = Client::connect(&dir.path().join("s"), &Options::default()).unwrap();
+    let node = client.resolve(b"/sizes/f4097").unwrap().node;
+    assert_eq!(client.read(node, 0, 0, 8192).unwrap().len(), 4097);
+    process.terminate().unwrap();
+    process.wait(LIMIT).unwrap();
+    let said = process.output();
+    assert!(!said.contains("dTpw") && !said.contains("eyJ"), "{said}");
+}
+
 #[test]
 fn from_a_registry_that_asks_who_we_are() {
     if !installed("docker-registry") || !installed("htpasswd") {
@@ -220,14 +233,7 @@ fn from_a_registry_that_asks_who_we_are() {
     // base64 of u:p
     put_manifest(&server.host, "v1", &packed.manifest, "Authorization: Basic dTpw\r\n");
     let image = format!("{}/a/b:v1", server.host);
-    let dir = tempfile::tempdir().unwrap();
-    let mut process = serve_as(&image, &[], dir.path(), Some("dTpw")).unwrap();
-    let mut client = Client::connect(&dir.path().join("s"), &Options::default()).unwrap();
-    let node = client.resolve(b"/sizes/f4097").unwrap().node;
-    assert_eq!(client.read(node, 0, 0, 8192).unwrap().len(), 4097);
-    process.terminate().unwrap();
-    process.wait(LIMIT).unwrap();
-    assert!(!process.output().contains("dTpw"));
+    reads_with_password(&image);
     let dir = tempfile::tempdir().unwrap();
     let error = serve(&image, &[], dir.path()).unwrap_err();
     assert!(error.contains("the registry wants a user and a password"), "{error}");
@@ -248,14 +254,7 @@ fn from_a_registry_that_wants_tokens() {
     // To everybody, then to those with a password only.
     shows(&case, &image, &[]);
     service.set(|s| s.auth = Some("dTpw".into()));
-    let dir = tempfile::tempdir().unwrap();
-    let mut process = serve_as(&image, &[], dir.path(), Some("dTpw")).unwrap();
-    let mut client = Client::connect(&dir.path().join("s"), &Options::default()).unwrap();
-    let node = client.resolve(b"/sizes/f4097").unwrap().node;
-    assert_eq!(client.read(node, 0, 0, 8192).unwrap().len(), 4097);
-    process.terminate().unwrap();
-    process.wait(LIMIT).unwrap();
-    assert!(!process.output().contains("dTpw") && !process.output().contains("eyJ"), "{}", process.output());
+    reads_with_password(&image);
     // Refused: nobody, somebody else, and somebody who may not read this.
     let refused = |auth: Option<&str>, part: &str| {
         let dir = tempfile::tempdir().unwrap();

@@ -26,7 +26,12 @@ pub fn is_like(word: &str, other: &str) -> bool {
         4..7 => 1,
         _ => 2,
     };
-    word == other || letters_apart(word, other) <= near
+    // A file of many long keys is compared with all there are: most are not worth a closer look.
+    word == other || lengths_apart(word, other) <= near && letters_apart(word, other) <= near
+}
+
+fn lengths_apart(a: &str, b: &str) -> usize {
+    a.chars().count().abs_diff(b.chars().count())
 }
 
 /// Letters to put in, take out, change or swap with their neighbour to make one word of the other.

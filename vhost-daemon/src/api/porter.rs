@@ -40,11 +40,9 @@ impl Porter {
 fn carry(jobs: &Receiver<(Job, oneshot::Sender<Answer>)>) {
     for (job, tell) in jobs {
         // What cannot be started is handed back by nobody, so the answer is kept here until it is.
-        let (hand, taken) = channel();
+        let (hand, taken) = channel::<(Job, oneshot::Sender<Answer>)>();
         let started = thread::Builder::new().name("api-work".to_owned()).spawn(move || {
             if let Ok((job, tell)) = taken.recv() {
-                let job: Job = job;
-                let tell: oneshot::Sender<Answer> = tell;
                 // Who asked may have hung up.
                 let _ = tell.send(job());
             }

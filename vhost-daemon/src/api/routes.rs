@@ -125,6 +125,11 @@ impl App {
             Call::RemoveSocket(socket) => {
                 self.change_devices(move |devices, daemon| devices.remove(daemon, &socket))
             }
+            // Reads the maps of what is cached.
+            Call::Metrics(kind @ Metrics::BlobCache, id) => {
+                let app = Arc::clone(self);
+                Work::Slow(Box::new(move || app.metrics(kind, id.as_deref())))
+            }
             Call::Metrics(kind, id) => Work::Now(self.metrics(kind, id.as_deref())),
             Call::Inflight => Work::Now(self.inflight()),
             Call::RuntimeConfig(id) => Work::Now(Answer::json(&self.runtime.shown(id.as_deref()))),

@@ -80,8 +80,13 @@ impl<F: GuestFs> Device<F> {
 
     /// Hands the new memory, and the rings' places in it, to the rings.
     fn publish_memory(&self, state: &mut State) -> Result<()> {
-        let regions = state.regions.iter().map(|r| Arc::clone(&r.map)).collect();
-        let memory = GuestMemory::from_arc_regions(regions).map_err(|e| refuse(&e))?;
+        let regions: Vec<_> = state.regions.iter().map(|r| Arc::clone(&r.map)).collect();
+        // The last region may go too: what is left has no place for a ring, and the type no constructor for it but this.
+        let memory = if regions.is_empty() {
+            GuestMemory::new()
+        } else {
+            GuestMemory::from_arc_regions(regions).map_err(|e| refuse(&e))?
+        };
         let memory = Arc::new(memory);
         state.memory = Some(Arc::clone(&memory));
         for (index, ring) in self.rings.iter().enumerate() {
@@ -91,8 +96,12 @@ impl<F: GuestFs> Device<F> {
                 r.setup.layout = layout;
                 match (&mut r.ring, layout) {
                     (Some(running), Some(layout)) => running.move_to(layout, &memory),
-                    // Its memory was taken away under a running ring: it rests until it is stopped.
-                    (Some(_), None) => r.broken = true,
+                    // Its memory was taken away under a running ring: it rests until it is stopped. What is given back
+                    // until then must not get to memory that is not the guest's any more.
+                    (Some(running), None) => {
+                        running.move_to(running.layout(), &memory);
+                        r.broken = true;
+                    }
                     (None, _) => {}
                 }
             });
@@ -391,5 +400,60 @@ impl<F: GuestFs> VhostUserBackendReqHandler for Device<F> {
 
     fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Result<()> {
         Err(Error::InvalidOperation("dirty logging is not offered"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::InitLimits;
+    use crate::virtio::ring_state::Notify;
+    use crate::virtio::test_fs::TestFs;
+    use std::os::unix::fs::FileExt;
+    use vhost::vhost_user::message::VhostUserMemoryRegion as Region;
+
+    /// Where the front-end says guest address 0 is.
+    const USER: u64 = 0x7000_0000_0000;
+    const AVAIL: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+
+    #[test]
+    fn nothing_is_given_back_to_memory_that_was_taken_away() {
+        let server =
+            Arc::new(Server::new(Arc::new(TestFs::new(|| ())), InitLimits { request_queues: 1, flags: 0 }));
+        let ring = Arc::new(SharedRing::new(0));
+        let device = Device::new(server, vec![Arc::clone(&ring)]);
+        let memory = tempfile::tempfile().unwrap();
+        memory.set_len(0x4000).unwrap();
+        device
+            .set_mem_table(&[Region::new(0, 0x4000, USER, 0)], vec![memory.try_clone().unwrap()], None)
+            .unwrap();
+        device.set_features(Device::<TestFs>::features()).unwrap();
+        device.set_vring_num(0, 8).unwrap();
+        device
+            .set_vring_addr(0, VhostUserVringAddrFlags::empty(), USER, USER + USED, USER + AVAIL, 0)
+            .unwrap();
+        device.set_vring_enable(0, true).unwrap();
+        device.set_vring_kick(0, None).unwrap();
+
+        // Two requests: heads 0 and 1.
+        memory.write_all_at(&[0, 0, 2, 0, 0, 0, 1, 0], AVAIL).unwrap();
+        let (life, heads) = {
+            let mut state = ring.lock();
+            let running = state.ring.as_mut().unwrap();
+            let heads = [running.take().unwrap().unwrap(), running.take().unwrap().unwrap()];
+            (state.life, heads)
+        };
+        let used = || {
+            let mut index = [0; 2];
+            memory.read_exact_at(&mut index, USED + 2).unwrap();
+            u16::from_le_bytes(index)
+        };
+        ring.give_back_parked(life, heads[0], 16, Notify::Here);
+        assert_eq!(used(), 1);
+        device.remove_mem_region(&VhostUserSingleMemoryRegion::new(0, 0x4000, USER, 0)).unwrap();
+        ring.give_back_parked(life, heads[1], 16, Notify::Here);
+        assert_eq!(used(), 1, "written where the guest's memory was");
+        assert_eq!(ring.stop(), 2, "it goes on behind what was taken");
     }
 }

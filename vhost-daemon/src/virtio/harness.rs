@@ -12,9 +12,11 @@ use super::ring::RingLayout;
 use super::ring_state::SharedRing;
 use super::worker::Worker;
 use crate::fuse::{GuestFs, InitLimits, Server};
+use rustix::event::{EventfdFlags, eventfd};
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress};
@@ -53,6 +55,7 @@ pub struct Harness<F> {
     ring: Arc<SharedRing>,
     memory: Arc<GuestMemory>,
     avail: Cell<u16>,
+    told: File,
 }
 
 impl<F> std::fmt::Debug for Harness<F> {
@@ -72,19 +75,20 @@ impl<F: GuestFs + 'static> Harness<F> {
             .map(Arc::new)
             .map_err(|e| io::Error::other(e.to_string()))?;
         let ring = Arc::new(SharedRing::new(1));
-        let call = File::from(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?);
+        let told = File::from(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let call = Arc::new(Call::new(told.try_clone()?));
         let layout = RingLayout { size: RING_SIZE, desc: DESC, avail: AVAIL, used: USED, event_idx: true };
         ring.change(|r| {
             r.memory = Some(Arc::clone(&memory));
             r.setup.size = RING_SIZE;
             r.setup.layout = Some(layout);
-            r.setup.call = Some(Arc::new(Call::new(call)));
+            r.setup.call = Some(call);
             r.setup.enabled = true;
             r.setup.started = true;
         });
         let server = Arc::new(Server::new(fs, InitLimits { request_queues: 1, flags: 0 }));
         let pool = Pool::new(1);
-        Ok(Self { server, pool, ring, memory, avail: Cell::new(0) })
+        Ok(Self { server, pool, ring, memory, avail: Cell::new(0), told })
     }
 
     /// Writes a request with room for a reply of `room` bytes, in pieces of `piece` bytes that do not
@@ -202,6 +206,12 @@ impl<F: GuestFs + 'static> Harness<F> {
     pub fn worker(&self) -> HarnessWorker<F> {
         let (ring, server) = (Arc::clone(&self.ring), Arc::clone(&self.server));
         HarnessWorker { worker: Worker::new(ring, server, Arc::clone(&self.pool)), hand: Hand::alone() }
+    }
+
+    /// The descriptor by which the guest is told of replies: readable from the first time on.
+    #[must_use]
+    pub fn told(&self) -> BorrowedFd<'_> {
+        self.told.as_fd()
     }
 
     /// Heads given back since the start, modulo 2^16.

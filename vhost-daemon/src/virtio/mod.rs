@@ -17,6 +17,8 @@ mod reply;
 mod ring;
 mod ring_state;
 mod service;
+#[cfg(test)]
+mod test_fs;
 mod view;
 mod worker;
 

@@ -94,8 +94,9 @@ impl View {
     #[inline]
     pub(super) fn load_u16(&mut self, addr: u64, order: Ordering) -> Result<u16, Fault> {
         let field = self.field::<u16>(addr)?;
-        // SAFETY: two bytes of a region that `self` keeps mapped, aligned; nobody in this process reaches rings in another
-        // way than as atomics.
+        // SAFETY: two bytes of a region that `self` keeps mapped, aligned, to which no Rust reference exists. A guest that
+        // names the same bytes as a buffer has this process copy them too, through raw pointers; as with the guest's own
+        // writes no order is promised then, any value is a valid one, and what is read is checked before it is used.
         Ok(unsafe { AtomicU16::from_ptr(field) }.load(order))
     }
 

@@ -217,3 +217,41 @@ fn pending_call(state: &mut RingState) -> Option<Arc<Call>> {
     let ring = state.ring.as_mut()?;
     if ring.wants_interrupt() || owed { state.setup.call.clone() } else { None }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::fuse::abi::op;
+    use crate::virtio::Harness;
+    use crate::virtio::test_fs::TestFs;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::os::fd::OwnedFd;
+    use std::sync::{Arc, Mutex, OnceLock};
+
+    #[test]
+    fn a_guest_hears_of_the_first_of_many_replies_while_the_others_are_made() {
+        let told: Arc<OnceLock<OwnedFd>> = Arc::default();
+        let seen: Arc<Mutex<Vec<bool>>> = Arc::default();
+        let fs = {
+            let (told, seen) = (Arc::clone(&told), Arc::clone(&seen));
+            TestFs::new(move || {
+                let mut fds = [PollFd::new(told.get().unwrap(), PollFlags::IN)];
+                let ready = poll(&mut fds, Some(&Timespec::default())).unwrap();
+                seen.lock().unwrap().push(ready == 1);
+            })
+        };
+        let harness = Harness::new(Arc::new(fs)).unwrap();
+        told.set(harness.told().try_clone_to_owned().unwrap()).unwrap();
+        let mut request = Vec::new();
+        for field in [56, op::GETATTR, 1, 0, 1, 0] {
+            request.extend_from_slice(&field.to_ne_bytes());
+        }
+        request.resize(56, 0);
+        for slot in 0..4 {
+            harness.prepare(slot, &request, 120, 0).unwrap();
+        }
+        harness.announce(4).unwrap();
+        harness.worker().serve();
+        assert_eq!(harness.given_back(), 4);
+        assert_eq!(*seen.lock().unwrap(), [false, true, true, true]);
+    }
+}
