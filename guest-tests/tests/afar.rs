@@ -5,22 +5,12 @@ use guest_tests::frontend::fuse::read_in;
 use guest_tests::support::afar::{Afar, READ, connect, tail};
 use guest_tests::support::api::Connection;
 use guest_tests::support::daemon::Daemon;
+use guest_tests::support::wait::until;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
 const GETATTR: u32 = 3;
-
-/// Waits until `done` says so.
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    for _ in 0..3000 {
-        if done() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    panic!("{what} does not come");
-}
 
 #[test]
 fn eight_cold_reads_are_one_round_trip_and_delay_nothing_hot() {

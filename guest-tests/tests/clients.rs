@@ -5,6 +5,7 @@ use guest_tests::frontend::walk::{WalkOptions, walk_from};
 use guest_tests::support::api::{ApiDaemon, Connection, encoded};
 use guest_tests::support::binaries::ours;
 use guest_tests::support::image::Case;
+use guest_tests::support::wait::until;
 use guest_tests::tree::{Ignore, compare};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -294,14 +295,6 @@ fn mounted(path: &Path) -> bool {
     list.lines().any(|line| line.split(' ').nth(1) == path.to_str())
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Regular files of a case as the host sees them below `root`.
 fn files_are_right(case: &Case, root: &Path) {
     use sha2::{Digest, Sha256};
@@ -396,7 +389,7 @@ fn snapshotter_shared() {
     }
     let gone = daemon.call("DELETE", "/api/v1/mount?mountpoint=%2F21", None).unwrap();
     assert_eq!(gone.status, 204);
-    until("the image is gone", || !mnt.join("21").exists());
+    until("the image to go", || !mnt.join("21").exists());
     assert!(mnt.join("22/names").is_dir(), "the other stays");
     daemon.process.terminate().unwrap();
     assert!(daemon.process.wait(Duration::from_secs(5)).unwrap().success());

@@ -7,9 +7,10 @@ use guest_tests::frontend::device::Options;
 use guest_tests::frontend::fuse::{Body, op};
 use guest_tests::support::api::ApiDaemon;
 use guest_tests::support::process::Process;
+use guest_tests::support::wait::until;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const WRITE: u32 = 1;
 const UNLOCKED: u32 = 2;
@@ -46,14 +47,6 @@ fn front_end_process() {
     std::thread::sleep(Duration::from_secs(60));
 }
 
-fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while !is() {
-        assert!(Instant::now() < until, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn locks_go_with_the_process_of_the_front_end() {
     let shared = tempfile::tempdir().unwrap();
@@ -68,7 +61,7 @@ fn locks_go_with_the_process_of_the_front_end() {
     let mut here = daemon.guest("fs.sock").unwrap();
     lock(&mut here, b"/ours");
     drop(here);
-    wait_until("the end is noticed", || daemon.process.output().contains("front-end left"));
+    until("the end to be noticed", || daemon.process.output().contains("front-end left"));
     assert!(is_locked(&mut looks_on, b"/ours"));
 
     // Another machine on the same socket begins with nothing, and locks.
@@ -76,12 +69,12 @@ fn locks_go_with_the_process_of_the_front_end() {
     command.args(["--exact", "front_end_process", "--ignored", "--nocapture"]);
     command.env("FRONT_END_SOCKET", daemon.path("fs.sock"));
     let mut process = Process::spawn(&mut command, &daemon.path("front-end")).unwrap();
-    wait_until("the other process has its lock", || daemon.path("fs.locked").exists());
+    until("the other process's lock", || daemon.path("fs.locked").exists());
     assert!(is_locked(&mut looks_on, b"/theirs") && !is_locked(&mut looks_on, b"/ours"));
 
     // It dies, without a word to its guest's file system.
     process.kill().unwrap();
-    wait_until("a dead machine's lock is dropped", || !is_locked(&mut looks_on, b"/theirs"));
+    until("a dead machine's lock to be dropped", || !is_locked(&mut looks_on, b"/theirs"));
     lock(&mut looks_on, b"/theirs");
     // The socket is as good as ever.
     let mut next = daemon.guest("fs.sock").unwrap();

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guest_tests::servers::{BlobServer, Fault};
 use guest_tests::support::api::wait_for_state;
@@ -16,6 +16,7 @@ use guest_tests::support::fuse_mode::{FuseHost, possible};
 use guest_tests::support::image::Image;
 use guest_tests::support::process::Process;
 use guest_tests::support::random::Random;
+use guest_tests::support::wait::until;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tempfile::TempDir;
@@ -79,14 +80,6 @@ fn reader_process() {
         Ok(n) if got[..n] == fs::read(truth).unwrap()[..n] => println!("the right {n} bytes"),
         Ok(n) => println!("{n} wrong bytes"),
         Err(error) => println!("error {:?}", error.raw_os_error()),
-    }
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !condition() {
-        assert!(begun.elapsed() < LIMIT, "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -10,3 +10,4 @@ pub mod process;
 pub mod random;
 pub mod served;
 pub mod supervisor;
+pub mod wait;
