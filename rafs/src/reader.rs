@@ -18,6 +18,7 @@ mod flights;
 mod line;
 mod metrics;
 mod neighbours;
+mod numbering;
 mod prefetch;
 mod queue;
 mod readahead;

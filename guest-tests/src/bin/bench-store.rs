@@ -36,10 +36,6 @@ struct Args {
     /// Leave out reading every file.
     #[arg(long)]
     no_order: bool,
-    /// Leave out reading every file without widening, which takes a round trip a chunk. The blobs' bytes stand for those
-    /// of the files then: for all files
-    #[arg(long)]
-    widened_only: bool,
     /// Most bytes that are read of a file of the list.
     #[arg(long, default_value_t = 3 << 20)]
     file_max: u64,
@@ -52,9 +48,9 @@ struct Args {
     /// Arguments for `rafs-image create`.
     #[arg(long, default_value = "--compressor zstd")]
     create: String,
-    /// Files of the order load at most.
-    #[arg(long, default_value_t = 4000)]
-    files_max: usize,
+    /// Files that are read without widening too, which takes a round trip for each.
+    #[arg(long, default_value_t = 1500)]
+    first: usize,
 }
 
 /// Head of the tables.
@@ -77,8 +73,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// Reads `files` with a fresh cache.
-    fn run(&self, files: &[String], amplify: u64, more: &[&str]) -> Result<Run> {
+    /// Reads `files` with a fresh cache, of each `most` bytes.
+    fn run(&self, files: &[String], most: u64, amplify: u64, more: &[&str]) -> Result<Run> {
         let dir = tempfile::tempdir()?;
         let (config, socket) = (dir.path().join("config"), dir.path().join("s"));
         let text = format!(
@@ -110,7 +106,7 @@ impl Bench {
         for path in files {
             let opened = Instant::now();
             let node = client.resolve(path.as_bytes()).with_context(|| path.clone())?;
-            read += read_ahead(&mut client, node.node, node.attr.size.min(self.args.file_max))
+            read += read_ahead(&mut client, node.node, node.attr.size.min(most))
                 .with_context(|| format!("{path}\n{}", process.output()))?;
             if opened.elapsed() > Duration::from_millis(self.args.latency / 2) {
                 waits += 1;
@@ -226,7 +222,8 @@ fn main() -> Result<()> {
         let files: Vec<String> = text.lines().map(str::to_owned).collect();
         let dir = tempfile::tempdir()?;
         let trace = dir.path().join("trace").display().to_string();
-        let base = bench.run(&files, 0, &[])?;
+        let most = bench.args.file_max;
+        let base = bench.run(&files, most, 0, &[])?;
         let plain = bench.transfer(base.bytes);
         println!(
             "\nBoot: {} files, {:.0} MB read, {:.1} MB of chunks, plain transfer {:.2} s\n{HEAD}",
@@ -236,30 +233,29 @@ fn main() -> Result<()> {
             plain.as_secs_f64()
         );
         bench.show("no widening", &base, base.bytes, plain);
-        let first = bench.run(&files, 1 << 20, &["--record-trace", &trace])?;
+        let first = bench.run(&files, most, 1 << 20, &["--record-trace", &trace])?;
         bench.show("first boot", &first, base.bytes, plain);
-        let replay = bench.run(&files, 1 << 20, &["--prefetch-trace", &trace])?;
+        let replay = bench.run(&files, most, 1 << 20, &["--prefetch-trace", &trace])?;
         bench.show("with its trace", &replay, base.bytes, plain);
     }
     if !bench.args.no_order {
         let mut files = Vec::new();
         walk(&bench.args.root, &bench.args.root, &mut files)?;
-        files.truncate(bench.args.files_max);
         let (plain, bytes) = download(&bench.server, &bench.image)?;
+        let part = |run: &Run| plain.mul_f64(run.bytes as f64 / bytes.max(1) as f64);
         println!(
             "\nOrder: {} files; the blobs as a download: {:.1} MB in {:.2} s\n{HEAD}",
             files.len(),
             bytes as f64 / 1e6,
             plain.as_secs_f64()
         );
-        let mut wanted = bytes;
-        if !bench.args.widened_only {
-            let base = bench.run(&files, 0, &[])?;
-            wanted = base.bytes;
-            bench.show("no widening", &base, wanted, plain.mul_f64(wanted as f64 / bytes.max(1) as f64));
-        }
-        let run = bench.run(&files, 1 << 20, &[])?;
-        bench.show("default", &run, wanted, plain.mul_f64(wanted as f64 / bytes.max(1) as f64));
+        let first = files.get(..bench.args.first).unwrap_or(&files);
+        let base = bench.run(first, u64::MAX, 0, &[])?;
+        bench.show(&format!("the first {}, no widening", first.len()), &base, base.bytes, part(&base));
+        let run = bench.run(first, u64::MAX, 1 << 20, &[])?;
+        bench.show(&format!("the first {}", first.len()), &run, base.bytes, part(&base));
+        let run = bench.run(&files, u64::MAX, 1 << 20, &[])?;
+        bench.show("all", &run, bytes, plain);
     }
     Ok(())
 }

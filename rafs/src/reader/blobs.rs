@@ -1,6 +1,7 @@
 //! One blob as the reader sees it: the file its ready chunks are read from, and the way to its missing ones.
 
 use super::engine::{CacheKey, Hub};
+use super::numbering::Numbering;
 use super::readahead::Ahead;
 use super::{ReadError, request::Piece};
 use crate::blob::{BlobError, ChunkTable, Member, Unit, UnitId};
@@ -44,7 +45,8 @@ pub(super) struct BlobState {
 /// Where plain bytes of ready chunks are read from.
 pub(super) struct Access {
     kind: Kind,
-    numbering: Option<Box<[u64]>>,
+    /// Of chunks that carry no numbers.
+    numbering: Option<Numbering>,
     chunk_count: u32,
 }
 
@@ -216,9 +218,7 @@ impl BlobState {
     pub fn number(&self, access: &Access, chunk: &ChunkRef) -> Option<u32> {
         match &access.numbering {
             None => Some(chunk.chunk.0),
-            Some(offsets) => {
-                offsets.binary_search(&chunk.uncompressed_offset).ok().and_then(|n| u32::try_from(n).ok())
-            }
+            Some(numbering) => numbering.number(chunk.uncompressed_offset),
         }
     }
 
@@ -377,7 +377,7 @@ impl OpenContext<'_> {
         let access = |kind| {
             let offsets = self.summary.map(|s| s.offsets.as_slice()).filter(|o| !o.is_empty());
             let chunk_count = u32::try_from(count).ok().filter(|&n| n <= BITMAP_CHUNKS_MAX).unwrap_or(0);
-            Ok(Access { kind, numbering: offsets.map(Into::into), chunk_count })
+            Ok(Access { kind, numbering: offsets.map(Numbering::new), chunk_count })
         };
         if info.features.contains(BlobFeatures::TARFS) {
             return match self.store.local_file(&info.id) {

@@ -164,16 +164,22 @@ impl ChunkMap {
     /// The nearest chunk of a lower number that has an entry.
     #[must_use]
     pub fn entry_before(&self, chunk: u32) -> Option<(u32, Description)> {
-        let mut end = chunk.min(self.chunk_count);
+        let (mut end, mut most) = (chunk.min(self.chunk_count), FIRST_LOOK);
         while end > 0 {
-            let page = (end - 1) / PAGE_BITS;
-            let bits = self.page(page)?;
-            let start = page.saturating_mul(PAGE_BITS);
-            let found = (start..end).rev().find(|n| is_set(&bits, n - start));
+            let past = end.div_ceil(64);
+            let first = past.saturating_sub(most);
+            let words = self.words(first, past)?;
+            let own = u64::MAX >> ((64 - end % 64) % 64);
+            let masks = std::iter::once(own).chain(std::iter::repeat(u64::MAX));
+            let found =
+                (first..past).rev().zip(words.iter().rev().zip(masks)).find_map(|(at, (word, mask))| {
+                    let left = word.get() & mask;
+                    (left != 0).then(|| at * 64 + 63 - left.leading_zeros())
+                });
             if let Some(number) = found {
                 return self.description(number).map(|entry| (number, entry));
             }
-            end = start;
+            (end, most) = (first * 64, (most * 8).min(LOOK_MAX));
         }
         None
     }
@@ -181,17 +187,23 @@ impl ChunkMap {
     /// The nearest chunk of a higher number that has an entry.
     #[must_use]
     pub fn entry_behind(&self, chunk: u32) -> Option<(u32, Description)> {
-        let mut next = chunk.checked_add(1)?;
+        let (mut next, mut most) = (chunk.checked_add(1)?, FIRST_LOOK);
         while next < self.chunk_count {
-            let page = next / PAGE_BITS;
-            let bits = self.page(page)?;
-            let start = page.saturating_mul(PAGE_BITS);
-            let end = start.saturating_add(PAGE_BITS).min(self.chunk_count);
-            let found = (next..end).find(|n| is_set(&bits, n - start));
+            let first = next / 64;
+            let past = first.saturating_add(most).min(self.chunk_count.div_ceil(64));
+            let words = self.words(first, past)?;
+            let own = u64::MAX << (next % 64);
+            let masks = std::iter::once(own).chain(std::iter::repeat(u64::MAX));
+            let found = (first..past).zip(words.iter().zip(masks)).find_map(|(at, (word, mask))| {
+                let left = word.get() & mask;
+                (left != 0).then(|| at * 64 + left.trailing_zeros())
+            });
             if let Some(number) = found {
+                // Bits behind the last chunk are nobody's.
+                let number = Some(number).filter(|n| *n < self.chunk_count)?;
                 return self.description(number).map(|entry| (number, entry));
             }
-            next = end;
+            (next, most) = (past.saturating_mul(64), (most * 8).min(LOOK_MAX));
         }
         None
     }
@@ -217,20 +229,18 @@ impl ChunkMap {
         if taken == before { Ok(()) } else { self.file.write_all_at(&taken, self.taken_at()) }
     }
 
-    /// A page of the bitmap of entries.
-    fn page(&self, page: u32) -> Option<Vec<u8>> {
-        let mut bits = vec![0; usize::try_from(PAGE_BITS / 8).ok()?];
-        let at = u64::from(page).checked_mul(u64::from(PAGE_BITS / 8))?.checked_add(self.taken_at())?;
-        self.file.read_exact_at(&mut bits, at).ok().map(|()| bits)
+    /// Words `first` to `past` of the bitmap of entries.
+    fn words(&self, first: u32, past: u32) -> Option<Vec<U64>> {
+        let mut words = vec![U64::ZERO; usize::try_from(past.checked_sub(first)?).ok()?];
+        let at = u64::from(first).checked_mul(8)?.checked_add(self.taken_at())?;
+        self.file.read_exact_at(words.as_mut_bytes(), at).ok().map(|()| words)
     }
 }
 
-/// Chunks in a page of a bitmap.
-const PAGE_BITS: u32 = 4096 * 8;
-
-fn is_set(bits: &[u8], n: u32) -> bool {
-    bits.get((n / 8) as usize).is_some_and(|byte| byte >> (n % 8) & 1 == 1)
-}
+/// Words of the bitmap that a search for a neighbour reads at first: mostly one is near. Then eight times as many, ...
+const FIRST_LOOK: u32 = 64;
+/// ... up to so many: those of half a million chunks.
+const LOOK_MAX: u32 = 8192;
 
 #[cfg(test)]
 mod tests {
@@ -269,6 +279,38 @@ mod tests {
         map.forget(&[100]).unwrap();
         assert_eq!(map.agreement(100, &chunk(1000, 50)), Agreement::Unknown);
         assert!(enter(70, 1000, 49));
+    }
+
+    #[test]
+    fn neighbours_are_found_over_any_distance() {
+        const COUNT: u32 = 1_300_001;
+        let (_tmp, map) = map(COUNT);
+        // Around the borders of words, of what is read at a time, and of the map.
+        let mut taken = vec![0, 1, 63, 64, 130, 4095, 4096, 36_864, 36_900, 561_151, 561_153, COUNT - 1];
+        for _ in 0..3 {
+            for &n in &taken {
+                let at = u64::from(n) * 10;
+                assert_eq!(map.describe(&[(n, chunk(at, 10))]).unwrap(), [true], "{n}");
+            }
+            let places = taken.iter().flat_map(|n| [n.saturating_sub(1), *n, n + 1, n + 2]);
+            for n in places.chain([2000, 300_000, 1_000_000, COUNT, COUNT + 70, u32::MAX]) {
+                let before = taken.iter().copied().filter(|t| *t < n).max();
+                let behind = taken.iter().copied().filter(|t| *t > n).min();
+                assert_eq!(map.entry_before(n).map(|(n, _)| n), before, "{n}");
+                assert_eq!(map.entry_behind(n).map(|(n, _)| n), behind, "{n}");
+            }
+            // Fewer, further apart.
+            let (gone, left) = taken.iter().partition::<Vec<_>, _>(|n| **n % 3 == 1);
+            map.forget(&gone).unwrap();
+            taken = left;
+        }
+    }
+
+    #[test]
+    fn bits_behind_the_last_chunk_are_no_entries() {
+        let (_tmp, map) = map(70);
+        map.file.write_all_at(&[0xff], map.taken_at() + 9).unwrap();
+        assert_eq!(map.entry_behind(3).map(|(n, _)| n), None);
     }
 
     #[test]
