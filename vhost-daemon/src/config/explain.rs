@@ -165,6 +165,7 @@ pub fn explain_text(text: &str) -> String {
     };
     let mut seen = BTreeSet::new();
     let mut leaves = Vec::new();
+    let mut unknown = 0;
     collect(&value, String::new(), &|path| meaning(path).is_some(), &mut leaves);
     for (path, value) in leaves {
         let last = path.rsplit('.').next().unwrap_or(&path);
@@ -182,9 +183,10 @@ pub fn explain_text(text: &str) -> String {
                 let _ = writeln!(out, "{path} = {shown}: ignored, the backend is {kind}");
             }
             None => {
+                unknown += 1;
                 let known = keys.iter().map(|(name, ..)| (*name).to_owned());
-                let known = known.chain(BACKEND.iter().map(|(name, ..)| format!("{section}{name}")));
-                let meant = { known }.find(|name| is_like(name, &path));
+                let mut known = known.chain(BACKEND.iter().map(|(name, ..)| format!("{section}{name}")));
+                let meant = known.find(|name| unknown <= GUESSES_MAX && is_like(name, &path));
                 let meant = meant.map(|name| format!("; is {name} meant?")).unwrap_or_default();
                 let _ = writeln!(out, "{path} = {shown}: ignored, no such key{meant}");
             }
@@ -201,6 +203,9 @@ pub fn explain_text(text: &str) -> String {
     }
     out
 }
+
+/// Unknown keys for which it is said what may be meant: whoever wrote more than this has another file in mind.
+const GUESSES_MAX: usize = 100;
 
 /// Whether a key is the other in another place, or misspelt.
 fn is_like(key: &str, other: &str) -> bool {
@@ -226,6 +231,15 @@ fn collect(value: &Value, path: String, known: &dyn Fn(&str) -> bool, out: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_countless_unknown_keys_few_are_thought_about() {
+        let keys: String = (0..3000).map(|n| format!("work_dir{n} = 1\n")).collect();
+        let said = explain_text(&format!("version = 2\n{keys}"));
+        assert_eq!(said.matches("ignored, no such key").count(), 3000);
+        let guesses = said.matches("meant?").count();
+        assert!(guesses > 0 && guesses <= GUESSES_MAX, "{guesses}");
+    }
 
     #[test]
     fn values_defaults_and_strangers() {
