@@ -61,7 +61,7 @@ mod tests {
             assert!(numbering.starts.len() <= offsets.len() + 1, "{} stretches", numbering.starts.len());
             let near = offsets.iter().flat_map(|at| [at.saturating_sub(1), *at, at.saturating_add(1)]);
             for at in near.chain([0, 1, 4095, 1 << 40, u64::MAX]) {
-                let rank = offsets.binary_search(&at).ok().map(|n| n as u32);
+                let rank = offsets.binary_search(&at).ok().and_then(|n| u32::try_from(n).ok());
                 assert_eq!(numbering.number(at), rank, "{at} in {offsets:?}");
             }
         }
