@@ -15,6 +15,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+/// Cases whose data is stored in different ways, each with a digest.
+pub const VARIED: [&str; 9] = [
+    "v5-lz4-blake3",
+    "v5-none-sha256",
+    "v6-zstd-blake3",
+    "v6-none-sha256",
+    "v6-batch",
+    "v6-batch-lz4-toc",
+    "v6-encrypt",
+    "v6-targz-ref-members-toc",
+    "v6-tar-ref",
+];
+
 #[derive(Deserialize)]
 struct CaseFile {
     bootstrap: PathBuf,
