@@ -191,13 +191,13 @@ fn a_reader_that_ends_leaves_the_others_their_flights() {
     }
     let second = begin(&readers[1]);
     readers[0].shutdown();
-    let (_, result) = first.recv_timeout(Duration::from_secs(60)).unwrap();
+    let (_, result) = first.recv_timeout(Duration::from_secs(5)).unwrap();
     assert!(matches!(result, Err(ReadError::Shutdown)), "{result:?}");
     assert!(matches!(read_all(&readers[0], &file.path), Err(ReadError::Shutdown)));
     for (request, done) in store.1.lock().unwrap().take().unwrap() {
         store.0.fetch(request, done.0);
     }
-    let (bytes, result) = second.recv_timeout(Duration::from_secs(60)).unwrap();
+    let (bytes, result) = second.recv_timeout(Duration::from_secs(5)).unwrap();
     assert_eq!(result.unwrap() as u64, file.size);
     assert_eq!(sha256(&bytes), file.sha256);
     assert_all_files(&case, &readers[1], "the one that is left");

@@ -71,7 +71,7 @@ fn a_store_that_never_answers_costs_a_deadline_not_a_hang() {
         })
         .collect();
     for rx in reads {
-        let (_, result) = rx.recv_timeout(Duration::from_secs(60)).unwrap();
+        let (_, result) = rx.recv_timeout(Duration::from_secs(5)).unwrap();
         assert!(matches!(result, Err(ReadError::Deadline(_))), "{result:?}");
         rx.recv().unwrap_err();
     }
@@ -166,12 +166,13 @@ fn shutdown_ends_reads_in_progress_at_once() {
         })
         .collect();
     std::thread::sleep(Duration::from_millis(50));
+    let start = Instant::now();
     reader.shutdown();
     for rx in reads {
-        // At once: what is waited for never comes.
-        let (_, result) = rx.recv_timeout(Duration::from_secs(60)).unwrap();
+        let (_, result) = rx.recv_timeout(Duration::from_secs(1)).unwrap();
         assert!(matches!(result, Err(ReadError::Shutdown)), "{result:?}");
     }
+    assert!(start.elapsed() < Duration::from_secs(1));
     // Late answers, and later reads, do no harm.
     open.store(true, Ordering::SeqCst);
     for (_, done) in held.lock().unwrap().drain(..) {

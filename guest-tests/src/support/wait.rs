@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 /// Nothing that comes at all takes this long, however busy the machine is.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Looks every five milliseconds whether `done`.
 ///

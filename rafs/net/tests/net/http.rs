@@ -2,18 +2,14 @@
 
 use crate::support::*;
 use guest_tests::servers::{BlobServer, Fault, Record, Tinyproxy, installed};
-use guest_tests::support::wait::{PATIENCE, until};
+use guest_tests::support::wait::until;
 use rafs::store::{ErrorClass, FetchRequest, FetchSink, Priority, Store, StoreError};
 use rafs_net::{HttpOptions, HttpProxyOptions, MirrorOptions, NetStore, ProxyOptions, Secret};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 fn plain(server: &BlobServer, http: &HttpOptions) -> NetStore {
-    plain_at(server.port(), http)
-}
-
-fn plain_at(port: u16, http: &HttpOptions) -> NetStore {
-    let options = HttpProxyOptions { addr: format!("http://127.0.0.1:{port}"), path: "some/path".into() };
+    let options = HttpProxyOptions { addr: server.url(), path: "some/path".into() };
     NetStore::http_proxy(&runtime(), &options, http).unwrap()
 }
 
@@ -139,7 +135,7 @@ fn a_store_that_is_gone_ends_at_the_deadline_and_comes_back() {
         let begun = Instant::now();
         let error = fetch(&store, &blobs.id, 0..10).unwrap_err();
         assert_eq!(error.class, ErrorClass::Transient, "{gone}: {error}");
-        assert!(begun.elapsed() < PATIENCE, "{gone}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(1500), "{gone}: {:?}", begun.elapsed());
         if gone == "resets" {
             server.set(|s| s.stall = Duration::ZERO);
         }
@@ -147,11 +143,10 @@ fn a_store_that_is_gone_ends_at_the_deadline_and_comes_back() {
     drop(server);
     let error = fetch(&store, &blobs.id, 0..10).unwrap_err();
     assert_eq!(error.class, ErrorClass::Transient, "{error}");
-    let store = plain_at(port, &HttpOptions { deadline: PATIENCE, ..quick() });
     let waiting = begin(&store, &blobs.id, 0..10, 0);
     std::thread::sleep(Duration::from_millis(200));
     let _server = BlobServer::start_on(blobs.dir.path(), port).unwrap();
-    let data = waiting.recv_timeout(PATIENCE).unwrap();
+    let data = waiting.recv_timeout(Duration::from_secs(5)).unwrap();
     assert_eq!(data.unwrap(), blobs.data[..10], "the request that was waiting is answered too");
     assert!(fetch(&store, &blobs.id, 0..10).unwrap() == blobs.data[..10]);
 }
@@ -163,19 +158,13 @@ fn a_server_that_asks_for_patience_gets_it() {
     let store = plain(&server, &quick());
     server.set(|s| s.always = Some((429, vec![("Retry-After".into(), "1".into())])));
     let waiting = begin(&store, &blobs.id, 0..10, 0);
+    // Refused once: not before it has come.
     until("the request", || server.records().len() == 1);
     server.set(|s| s.always = None);
-    assert_eq!(waiting.recv_timeout(PATIENCE).unwrap().unwrap(), blobs.data[..10]);
+    assert_eq!(waiting.recv_timeout(Duration::from_secs(5)).unwrap().unwrap(), blobs.data[..10]);
     let records = server.records();
     assert_eq!(records.len(), 2);
     assert!(records[1].at - records[0].at >= Duration::from_millis(990));
-}
-
-/// Waits for a health check that began after now, and for its end: the next one.
-fn two_pings(server: &BlobServer) {
-    let pings = || server.records().iter().filter(|r| r.target == "/ping").count();
-    let before = pings();
-    until("two health checks", || pings() >= before + 2);
 }
 
 struct Parts(mpsc::Sender<(Instant, usize)>);
@@ -217,7 +206,7 @@ fn a_rate_limit_is_held() {
     let begun = Instant::now();
     assert!(fetch(&store, &blobs.id, 0..300_000).unwrap() == blobs.data);
     let took = begun.elapsed();
-    assert!(took > Duration::from_millis(500), "{took:?}");
+    assert!(took > Duration::from_millis(500) && took < Duration::from_millis(2000), "{took:?}");
 }
 
 #[test]
@@ -259,7 +248,7 @@ fn mirrors_are_asked_in_order_left_out_and_taken_back() {
     assert_eq!(first.records().iter().find(|r| r.target != "/ping").unwrap().header("x-mirror"), Some("1"));
     assert_eq!((reads(&first), reads(&second), reads(&origin)), (1, 0, 0));
     // One that is damaged is not asked again for the same bytes.
-    begin(&store, &blobs.id, 0..10, 1).recv_timeout(PATIENCE).unwrap().unwrap();
+    begin(&store, &blobs.id, 0..10, 1).recv_timeout(Duration::from_secs(5)).unwrap().unwrap();
     assert_eq!((reads(&first), reads(&second), reads(&origin)), (0, 1, 0));
     first.set(|s| {
         s.ping_status = 500;
@@ -270,9 +259,9 @@ fn mirrors_are_asked_in_order_left_out_and_taken_back() {
     }
     assert!(reads(&first) <= 2);
     assert_eq!(reads(&origin), 0);
-    first.set(|s| (s.ping_status, s.always) = (200, None));
-    two_pings(&first);
-    reads(&first);
+    first.set(|s| s.ping_status = 200);
+    first.set(|s| s.always = None);
+    std::thread::sleep(Duration::from_millis(400));
     reads(&second);
     fetch(&store, &blobs.id, 0..10).unwrap();
     assert_eq!((reads(&first), reads(&second)), (1, 0), "back after its health check");
@@ -303,7 +292,7 @@ fn a_real_proxy() {
     assert!(fetch(&store, &blobs.id, 10..90_000).unwrap() == blobs.data[10..90_000]);
     assert_eq!(proxy.requests(), 1);
     // A damaged answer is not asked for through the proxy again.
-    begin(&store, &blobs.id, 0..10, 1).recv_timeout(PATIENCE).unwrap().unwrap();
+    begin(&store, &blobs.id, 0..10, 1).recv_timeout(Duration::from_secs(5)).unwrap().unwrap();
     assert_eq!(proxy.requests(), 1);
     drop(proxy);
     assert!(fetch(&store, &blobs.id, 0..10).unwrap() == blobs.data[..10]);
@@ -324,7 +313,8 @@ fn a_proxy_that_fails_is_gone_around_only_if_that_is_allowed() {
     proxy.set(|s| s.always = Some((502, Vec::new())));
     fetch(&open, &blobs.id, 0..10).unwrap();
     assert_eq!(origin.records().len(), 1);
-    let error = begin(&closed, &blobs.id, 0..10, 1).recv_timeout(PATIENCE).unwrap().unwrap_err();
+    let error =
+        begin(&closed, &blobs.id, 0..10, 1).recv_timeout(Duration::from_secs(5)).unwrap().unwrap_err();
     assert_eq!(error.class, ErrorClass::Transient, "{error}");
     assert_eq!(origin.records().len(), 1, "nothing went past the proxy");
 
@@ -332,9 +322,11 @@ fn a_proxy_that_fails_is_gone_around_only_if_that_is_allowed() {
     let own = |status| Some((status, vec![("X-Dragonfly-Error-Type".to_owned(), "proxy".to_owned())]));
     proxy.set(|s| s.always = own(403));
     let asked = proxy.records().len();
+    let begun = Instant::now();
     let error = fetch(&open, &blobs.id, 0..10).unwrap_err();
     assert_eq!(error.class, ErrorClass::Denied, "{error}");
-    assert_eq!((proxy.records().len(), origin.records().len()), (asked + 1, 1), "asked once");
+    assert!(begun.elapsed() < Duration::from_millis(500) && origin.records().len() == 1);
+    assert_eq!(proxy.records().len(), asked + 1, "a refusal is not asked for again");
     proxy.set(|s| s.always = own(429));
     fetch(&open, &blobs.id, 0..10).unwrap();
     assert_eq!(origin.records().len(), 2);
@@ -356,11 +348,11 @@ fn a_proxy_that_does_not_answer_its_ping_is_not_used() {
     let mut http = through(&proxy.url(), true);
     http.proxy.as_mut().unwrap().ping_url = Some(format!("{}/ping", proxy.url()));
     let store = plain(&origin, &http);
-    two_pings(&proxy);
+    std::thread::sleep(Duration::from_millis(300));
     fetch(&store, &blobs.id, 0..10).unwrap();
     assert_eq!(origin.records().len(), 1);
     proxy.set(|s| s.ping_status = 302);
-    two_pings(&proxy);
+    std::thread::sleep(Duration::from_millis(300));
     fetch(&store, &blobs.id, 0..10).unwrap();
     assert_eq!(origin.records().len(), 1);
 }
@@ -411,5 +403,5 @@ fn a_store_that_is_dropped_answers_who_waits() {
     let waiting = begin(&store, &blobs.id, 0..10, 0);
     drop(store);
     // Either way, but once.
-    drop(waiting.recv_timeout(PATIENCE).unwrap());
+    drop(waiting.recv_timeout(Duration::from_secs(5)).unwrap());
 }

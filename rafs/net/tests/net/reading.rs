@@ -3,7 +3,6 @@
 use crate::support::*;
 use guest_tests::servers::{BlobServer, DockerRegistry, Fault, installed};
 use guest_tests::support::random::Random;
-use guest_tests::support::wait::{PATIENCE, until};
 use rafs::reader::ReaderOptions;
 use rafs::store::Store;
 use rafs_net::{HttpOptions, HttpProxyOptions, NetStore};
@@ -102,6 +101,7 @@ fn ten_thousand_reads_from_a_server_that_fails_every_fifth_time() {
         reads += 1000;
     }
     let took = begun.elapsed();
+    assert!(took < Duration::from_secs(120), "{took:?}");
     let counters = store.counters();
     println!("{took:?}, {} errors, {counters:?}", wrong.len());
     // The same damage twice is as likely as one in 85 * 85: an error, never wrong data.
@@ -122,10 +122,13 @@ fn a_store_that_is_gone_is_an_error_in_time_and_recovers() {
         let begun = Instant::now();
         let error = read_all(&reader, path).unwrap_err();
         assert_eq!(error.errno(), rustix::io::Errno::IO.raw_os_error());
-        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(1600), "{:?}", begun.elapsed());
     }
     server.set(|s| s.down = false);
-    until("the store to be asked again", || read_all(&reader, path).is_ok());
+    let recovered = Instant::now();
+    while read_all(&reader, path).is_err() {
+        assert!(recovered.elapsed() < Duration::from_secs(4));
+    }
     case.assert_reads(&reader, "after the store came back");
 }
 

@@ -108,9 +108,7 @@ fn tokens_are_renewed_before_they_end() {
     let records = server.records();
     assert_eq!(records.iter().filter(|r| r.status == 401).count(), 1, "no request was ever refused again");
     let tokens = records.iter().filter(|r| r.target == "/token").count();
-    // One a second or two.
-    let most = begun.elapsed().as_secs() as usize + 2;
-    assert!((3..=most).contains(&tokens), "{tokens}");
+    assert!((3..=5).contains(&tokens), "{tokens}");
     // Idle for longer than its life: replaced before the request.
     std::thread::sleep(Duration::from_millis(2300));
     fetch(&store, &blobs.id, 0..10).unwrap();
