@@ -36,7 +36,6 @@ pub use request::ReadSink;
 use self::blobs::plain_file_name;
 use self::core::{Core, Job, overlap};
 use self::engine::Work;
-use self::metrics::Usage;
 use self::prefetch::Prefetcher;
 use self::request::{Owner, Request};
 use crate::ids::BlobIndex;
@@ -123,7 +122,6 @@ pub struct Reader {
     /// The engine was made for this reader and ends with it.
     own_engine: bool,
     closed: Arc<AtomicBool>,
-    usage: Arc<Usage>,
 }
 
 impl fmt::Debug for Reader {
@@ -156,9 +154,10 @@ impl Reader {
             patience: options.deadline,
             amplify: options.amplify,
             trace: options.trace.clone(),
+            usage: Arc::default(),
         };
         let closed = Arc::new(AtomicBool::new(false));
-        Self { core, engine, owner, options, own_engine, closed, usage: Arc::default() }
+        Self { core, engine, owner, options, own_engine, closed }
     }
 
     /// Has the chunk info of all blobs looked for now, so that the first read does not pay for it. Returns at once; a
@@ -175,8 +174,12 @@ impl Reader {
     /// # Errors
     /// The thread cannot be started.
     pub fn prefetch(&self, what: Prefetch) -> Result<(), ReaderError> {
-        let prefetcher =
-            Prefetcher::new(Arc::clone(&self.core), what, Arc::clone(&self.closed), Arc::clone(&self.usage));
+        let prefetcher = Prefetcher::new(
+            Arc::clone(&self.core),
+            what,
+            Arc::clone(&self.closed),
+            Arc::clone(&self.owner.usage),
+        );
         let thread = std::thread::Builder::new().name("rafs-prefetch".into());
         thread.spawn(move || prefetcher.run()).map(drop).map_err(ReaderError::Threads)
     }
@@ -190,7 +193,7 @@ impl Reader {
     /// What it did so far, and how much of its blobs is in cache files. Reads the maps of these.
     #[must_use]
     pub fn metrics(&self) -> ReaderMetrics {
-        let mut metrics = ReaderMetrics { complete: true, ..self.usage.snapshot() };
+        let mut metrics = ReaderMetrics { complete: true, ..self.owner.usage.snapshot() };
         for state in &self.core.blobs {
             let access = state.access();
             let (cached, all) =
@@ -299,7 +302,7 @@ impl Reader {
         let request = Request::new(usize::try_from(len).unwrap_or(usize::MAX), self.owner.clone(), sink);
         let hub = &self.engine.hub;
         hub.metrics.read(len);
-        self.usage.fetched_reads.fetch_add(1, Ordering::Relaxed);
+        self.owner.usage.fetched_reads.fetch_add(1, Ordering::Relaxed);
         hub.watch(&request);
         if self.closed.load(Ordering::SeqCst) {
             return request.fail(ReadError::Shutdown);

@@ -5,7 +5,7 @@
 mod support;
 
 use rafs::image::Image;
-use rafs::reader::{Engine, EngineOptions, ReadError, Reader};
+use rafs::reader::{Engine, EngineOptions, ReadError, Reader, ReaderOptions};
 use rafs::store::{FetchDone, FetchRequest, SizeDone, Store};
 use std::collections::HashSet;
 use std::sync::{Arc, Barrier, Mutex, mpsc};
@@ -88,6 +88,31 @@ fn images_with_a_blob_in_common_share_its_chunks() {
             assert_eq!(data.iter().collect::<HashSet<_>>().len(), data.len(), "{data:?}");
         }
     }
+}
+
+#[test]
+fn reads_that_wait_for_some_of_their_chunks_are_counted() {
+    let case = case("v5-zstd-sha256-4k");
+    let cache = tempfile::tempdir().unwrap();
+    let options = ReaderOptions { amplify: 0, ..options(Some(cache.path())) };
+    let reader = Reader::new(case.image(), Arc::new(Remote(case.store())), options).unwrap();
+    let file = case.files.iter().max_by_key(|file| file.size).unwrap();
+    let inode = find(reader.image(), &file.path);
+    assert!(file.size > 3 * 4096);
+    let partial = || (reader.metrics().fetched_reads, reader.metrics().partial_reads);
+
+    reader.read_at(&inode, 0, &mut [0; 100]).unwrap();
+    assert_eq!(partial(), (1, 0), "all of it was missing");
+    (0..200).find(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        read_hot(&reader, &inode, 0, 100).is_some()
+    });
+    let mut data = vec![0; usize::try_from(file.size).unwrap()];
+    reader.read_at(&inode, 0, &mut data).unwrap();
+    assert_eq!((sha256(&data), partial()), (file.sha256.clone(), (2, 1)), "only the first chunk was there");
+    assert!(wait_hot(&reader, &inode).is_some());
+    reader.read_at(&inode, 0, &mut data).unwrap();
+    assert_eq!((sha256(&data), partial()), (file.sha256.clone(), (3, 1)), "nothing was missing");
 }
 
 /// Reads every file of an image that nothing is known about.

@@ -137,19 +137,24 @@ fn read_liar(case: &Case, reader: &Reader, xor: u8, what: &str) -> usize {
     failed
 }
 
-/// Threads of the store may have a last hold of what was dropped, and with it of its files' locks.
+/// Threads of the store may have a last hold of what was dropped, and with it of its files' locks. A lock is there
+/// until the kernel has taken the last hold away, which is later than the descriptor's end.
 fn wait_until_let_go(cache: &Path) {
-    let is_open = || {
-        let mut files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        files.any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to.starts_with(cache)))
+    let inodes: Vec<String> = std::fs::read_dir(cache)
+        .unwrap()
+        .map(|file| format!(":{} ", file.unwrap().metadata().unwrap().ino()))
+        .collect();
+    let is_locked = || {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        inodes.iter().any(|inode| locks.contains(inode))
     };
     for _ in 0..2000 {
-        if !is_open() {
+        if !is_locked() {
             return;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("files below {} stay open", cache.display());
+    panic!("files below {} stay locked", cache.display());
 }
 
 /// All orders, in one daemon or two, with and without a restart.

@@ -191,6 +191,7 @@ impl Core {
     /// Cuts a read into pieces, and hands them on.
     fn plan_read(self: &Arc<Self>, request: &Arc<Request>, inode: &Inode, offset: u64, len: u64) {
         let mut pieces = Vec::new();
+        let mut ready = 0;
         let mut position = offset;
         let end = offset.saturating_add(len);
         let at = |position: u64| usize::try_from(position.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -208,14 +209,22 @@ impl Core {
                 request.fill_zeros(at(position), start - position);
             }
             let skip = u32::try_from(start - chunk.file_offset).unwrap_or(u32::MAX);
+            ready += usize::from(self.is_ready(&chunk));
             pieces.push(request.piece(chunk, skip, n, at(start)));
             position = start.saturating_add(n.into());
         }
         if position < end {
             request.fill_zeros(at(position), end - position);
         }
+        if (1..pieces.len()).contains(&ready) {
+            request.is_partly_ready();
+        }
         self.submit(pieces);
         request.done();
+    }
+
+    fn is_ready(&self, chunk: &ChunkRef) -> bool {
+        self.blobs.get(chunk.blob.as_usize()).is_some_and(|state| state.ready(&self.image, chunk).is_some())
     }
 
     /// Ends pieces that can be ended now, and makes the others wait on flights.
@@ -481,7 +490,7 @@ impl Core {
         let good = cache.read(chunk.uncompressed_offset, &mut plain).is_ok()
             && self.expected(info, chunk, None).is_ok_and(|expected| expected.matches(&plain));
         if good {
-            cache.set_ready(number, &description, epoch);
+            cache.set_ready_as(number, &description, epoch, &plain);
             cache.touch(number);
             loop {
                 let pieces = self.hub.flights.land(&ticket);

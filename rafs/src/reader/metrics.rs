@@ -101,6 +101,8 @@ pub struct SizeMetrics {
 pub struct ReaderMetrics {
     /// Reads that were handed to the fetch threads: not everything they need was ready.
     pub fetched_reads: u64,
+    /// Those of them for which some chunks were ready, and others not.
+    pub partial_reads: u64,
     /// Stored bytes that its prefetch asked for.
     pub prefetched_bytes: u64,
     /// Times that its prefetch asked.
@@ -257,6 +259,7 @@ impl SizeCounters {
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     pub fetched_reads: AtomicU64,
+    pub partial_reads: AtomicU64,
     pub prefetched_bytes: AtomicU64,
     pub prefetches: AtomicU64,
     prefetch: Mutex<(Option<SystemTime>, Option<SystemTime>)>,
@@ -276,6 +279,7 @@ impl Usage {
         let (prefetch_began, prefetch_ended) = *self.prefetch.lock().unwrap_or_else(PoisonError::into_inner);
         ReaderMetrics {
             fetched_reads: get(&self.fetched_reads),
+            partial_reads: get(&self.partial_reads),
             prefetched_bytes: get(&self.prefetched_bytes),
             prefetches: get(&self.prefetches),
             prefetch_began,

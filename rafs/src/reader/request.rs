@@ -2,10 +2,12 @@
 
 use super::ReadError;
 use super::core::Core;
+use super::metrics::Usage;
 use crate::image::ChunkRef;
 use crate::trace::TraceRecorder;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +51,8 @@ pub(super) struct Owner {
     pub amplify: u32,
     /// Where first touches are written.
     pub trace: Option<Arc<TraceRecorder>>,
+    /// What the reader did so far.
+    pub usage: Arc<Usage>,
 }
 
 struct State {
@@ -78,6 +82,11 @@ impl Request {
     pub fn piece(self: &Arc<Self>, chunk: ChunkRef, skip: u32, len: u32, at: usize) -> Piece {
         self.state().outstanding += 1;
         Piece { request: Arc::clone(self), chunk, skip, len, at, alone: false }
+    }
+
+    /// Counts it as one that has some of its chunks to wait for, but not all.
+    pub fn is_partly_ready(&self) {
+        self.owner.usage.partial_reads.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Zeros `len` bytes at byte `at`.
@@ -244,7 +253,14 @@ mod tests {
 
     fn request(len: usize) -> (Arc<Request>, Receiver<End>) {
         let (tx, rx) = channel();
-        let owner = Owner { core: None, reader: 0, patience: Duration::ZERO, amplify: 0, trace: None };
+        let owner = Owner {
+            core: None,
+            reader: 0,
+            patience: Duration::ZERO,
+            amplify: 0,
+            trace: None,
+            usage: Arc::default(),
+        };
         (Request::new(len, owner, Box::new(Probe(vec![9; len], tx))), rx)
     }
 

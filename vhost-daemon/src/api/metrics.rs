@@ -78,7 +78,7 @@ pub(super) fn blobcache(mounted: &Mounted) -> Value {
     json!({
         "underlying_files": files,
         "store_path": dir.map(|dir| dir.display().to_string()).unwrap_or_default(),
-        "partial_hits": 0,
+        "partial_hits": did.partial_reads,
         "whole_hits": reads.saturating_sub(did.fetched_reads),
         "total": reads,
         "entries_count": did.cached_chunks,

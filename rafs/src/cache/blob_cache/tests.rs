@@ -105,6 +105,27 @@ fn images_that_agree_share_and_each_verifies_for_itself() {
 }
 
 #[test]
+fn a_chunk_that_was_verified_while_another_went_away_becomes_ready() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = Arc::new(CacheDir::open(tmp.path()).unwrap());
+    assert!(open(&dir).keep(&[chunk(0, b"zero"), chunk(1, b"one")]).unwrap());
+    let cache = open(&dir);
+    let one = described(4096, b"one");
+    let epoch = cache.epoch();
+    // Somebody who is gone said something else of the other chunk, and that is taken back.
+    assert!(cache.keep(&[chunk(0, b"nil")]).unwrap());
+    assert_ne!(cache.epoch(), epoch);
+    assert!(!cache.set_ready(1, &one, epoch), "it may be the one that changed");
+    assert!(!cache.set_ready_as(1, &described(4096, b"two"), epoch, b"two"), "described as something else");
+    assert!(!cache.set_ready_as(1, &one, epoch, b"ONE"), "the file has something else");
+    assert!(!cache.is_ready(1, 4096, 3));
+    assert!(cache.set_ready_as(1, &one, epoch, b"one") && cache.is_ready(1, 4096, 3));
+    // The chunk itself went away, and its place is as it was.
+    cache.reject(1, &one);
+    assert!(!cache.set_ready_as(1, &one, epoch, b"one") && !cache.is_ready(1, 4096, 3));
+}
+
+#[test]
 fn a_layout_that_does_not_fit_is_not_shared() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = Arc::new(CacheDir::open(tmp.path()).unwrap());

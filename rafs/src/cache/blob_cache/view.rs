@@ -146,9 +146,32 @@ impl CacheView {
     /// A claimed chunk has been read and is as it should be: `epoch` is from before it was read. False when it may have
     /// changed meanwhile, or may change without notice, because others say something else of its place.
     pub fn set_ready(&self, chunk: u32, description: &Description, epoch: u64) -> bool {
+        self.set_ready_if(chunk, description, || self.cache.epoch() == epoch)
+    }
+
+    /// As [`set_ready`](Self::set_ready), for who still has what was read: `plain`. When another chunk's bytes have
+    /// changed meanwhile, this one's are looked at again.
+    pub fn set_ready_as(&self, chunk: u32, description: &Description, epoch: u64, plain: &[u8]) -> bool {
+        self.set_ready_if(chunk, description, || {
+            if self.cache.epoch() == epoch {
+                return true;
+            }
+            let mut now = vec![0; plain.len()];
+            self.cache.is_claimed(chunk, description.offset())
+                && self.cache.read(description.offset(), &mut now).is_ok()
+                && now == plain
+        })
+    }
+
+    fn set_ready_if(
+        &self,
+        chunk: u32,
+        description: &Description,
+        is_still_so: impl FnOnce() -> bool,
+    ) -> bool {
         let _nothing_is_taken_away = self.cache.nothing_is_taken_away();
         let described = self.cache.describe(&[(chunk, *description)]);
-        if self.cache.epoch() != epoch || described.ok().as_deref() != Some(&[true]) {
+        if described.ok().as_deref() != Some(&[true]) || !is_still_so() {
             return false;
         }
         self.bits.set_ready(chunk, description);
