@@ -11,9 +11,14 @@ use std::time::{Duration, Instant};
 /// How often in a row an empty ring is looked at while others have work. A kick and the asking for it cost as much as
 /// that many looks.
 const LOOKS: u8 = 64;
-/// How long empty rings are looked at when nobody has work, if that has been worth it lately: what it costs to fall asleep
-/// and to be woken.
-const SPIN: Duration = Duration::from_micros(20);
+/// How long empty rings are looked at when nobody has work, if that has been worth it lately: what it takes to fall asleep
+/// and to be woken, twice, as a guest that waits for one answer at a time does it too before it asks again. With 20 us such
+/// a guest and the crew had to wake each other for every request: two to four times slower.
+const SPIN: Duration = Duration::from_micros(50);
+/// After a look that took so long somebody else had the processor for a slice of time.
+const TAKEN: Duration = Duration::from_micros(500);
+/// Then nobody looks on for a while: who sleeps is let in at once when there is work, who uses up his share waits.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How sure one can be that it is worth it.
 const CREDIT_MAX: u8 = 8;
 /// Where it was not, it is tried again when there was no work that often.
@@ -95,6 +100,8 @@ struct Quiet {
     over: bool,
     credit: u8,
     skipped: u8,
+    /// Others want the processor until then.
+    paused_until: Option<Instant>,
 }
 
 impl Quiet {
@@ -121,11 +128,18 @@ impl Quiet {
             self.skipped = (self.skipped + 1) % PROBE;
             self.over = self.credit == 0 && self.skipped != 0;
             if !self.over {
-                self.since = Some(now());
+                let now = now();
+                self.over = self.paused_until.is_some_and(|until| now < until);
+                self.since = (!self.over).then_some(now);
             }
             return !self.over;
         };
-        if now().duration_since(since) >= SPIN {
+        let now = now();
+        let looked = now.duration_since(since);
+        if looked >= TAKEN {
+            self.over = true;
+            self.paused_until = now.checked_add(PAUSE);
+        } else if looked >= SPIN {
             self.over = true;
             self.credit = self.credit.saturating_sub(1);
         }
@@ -421,6 +435,32 @@ mod tests {
             now.set(now.get() + SPIN / 10);
         }
         assert!(woken < 100, "it was put to rest {woken} times");
+    }
+
+    #[test]
+    fn nobody_looks_on_where_others_want_the_processor() {
+        let (mut queue, keys) = queue_of(1);
+        let now = Cell::new(Instant::now());
+        let mut looks_of = |pause: Duration| {
+            let mut looks = 0;
+            queue.wake(keys[0]);
+            turn(&mut queue, &now, |_| Visit::Drained).unwrap();
+            // It has been worth it so far.
+            queue.quiet.credit = CREDIT_MAX;
+            while turn(&mut queue, &now, |_| Visit::Nothing).is_some() {
+                looks += 1;
+                now.set(now.get() + pause);
+            }
+            (looks, queue.quiet.credit)
+        };
+        let micros = Duration::from_micros;
+        assert_eq!(looks_of(micros(1)), (51, CREDIT_MAX - 1), "in vain");
+        assert_eq!(looks_of(TAKEN), (2, CREDIT_MAX), "late, which says nothing of the guest");
+        for _ in 0..90 {
+            assert_eq!(looks_of(PAUSE / 100), (1, CREDIT_MAX), "for a while");
+        }
+        looks_of(PAUSE / 10);
+        assert_eq!(looks_of(micros(1)).0, 51, "not for ever");
     }
 
     #[test]
