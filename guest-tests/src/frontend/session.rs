@@ -70,7 +70,8 @@ pub struct Session {
     /// The device below.
     pub device: Device,
     pending: Vec<Vec<Option<Pending>>>,
-    in_flight: usize,
+    /// Of each ring.
+    in_flight: Vec<usize>,
     next_unique: u64,
     stash: VecDeque<Completion>,
     segments: Vec<Segment>,
@@ -83,10 +84,11 @@ impl Session {
     #[must_use]
     pub fn new(device: Device) -> Self {
         let pending = device.rings.iter().map(|r| (0..r.size).map(|_| None).collect()).collect();
+        let in_flight = vec![0; device.rings.len()];
         Self {
             device,
             pending,
-            in_flight: 0,
+            in_flight,
             next_unique: 2,
             stash: VecDeque::new(),
             segments: Vec::new(),
@@ -103,7 +105,7 @@ impl Session {
     /// Requests not yet answered.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.in_flight.iter().sum()
     }
 
     /// Queues a request with `body` behind its header and room for `room` bytes behind the reply's header;
@@ -186,7 +188,7 @@ impl Session {
         let unique = self.next_unique;
         self.next_unique += 2;
         self.pending[ring][usize::from(head)] = Some(Pending { unique, opcode, request, reply, table });
-        self.in_flight += 1;
+        self.in_flight[ring] += 1;
         Ok(unique)
     }
 
@@ -231,6 +233,10 @@ impl Session {
             return Ok(Some(c));
         }
         for ring in 0..self.device.rings.len() {
+            // Who polls does not look where nothing can come: of many guests that would be most of the work.
+            if self.device.options.busy && self.in_flight[ring] == 0 {
+                continue;
+            }
             if let Some((head, len)) = self.device.rings[ring].pop_used(&self.device.mem)? {
                 return self.complete(ring, head, len).map(Some);
             }
@@ -242,7 +248,7 @@ impl Session {
         let Some(p) = self.pending[ring][usize::from(head)].take() else {
             return Err(FrontendError::BadReply(format!("ring {ring} head {head}: no request")));
         };
-        self.in_flight -= 1;
+        self.in_flight[ring] -= 1;
         self.device.buffers.free(p.request);
         if let Some(table) = p.table {
             self.device.buffers.free(table);
