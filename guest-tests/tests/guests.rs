@@ -69,11 +69,14 @@ fn burst(client: &mut Client, count: usize) {
 /// What the daemon has once half a second changes nothing: what a mount sets off goes on after its answer.
 fn settled(daemon: &ApiDaemon) -> Usage {
     let (mut last, mut same) = (daemon.process.usage().unwrap(), 0);
+    let mut looks = 0;
     while same < 10 {
         std::thread::sleep(Duration::from_millis(50));
         let now = daemon.process.usage().unwrap();
         same = if (now.threads, now.descriptors) == (last.threads, last.descriptors) { same + 1 } else { 0 };
         last = now;
+        looks += 1;
+        assert!(looks < 300, "threads and descriptors come and go: {last:?}");
     }
     last
 }
