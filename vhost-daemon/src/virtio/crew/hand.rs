@@ -35,6 +35,11 @@ impl Mark {
     pub(super) fn is_busy(self) -> bool {
         self.serving != 0
     }
+
+    /// Requests it has begun with.
+    pub(super) fn steps(self) -> u64 {
+        self.steps
+    }
 }
 
 impl Progress {
@@ -58,6 +63,13 @@ impl Progress {
     pub(super) fn is_calling(&self, key: Key) -> bool {
         self.calling.load(Ordering::Relaxed)
             && self.serving.load(Ordering::Relaxed) == key.to_u64().wrapping_add(1)
+    }
+
+    /// How often its thread was put off a processor that it would have gone on using; `None` where the kernel does not say.
+    pub(super) fn put_off(&self) -> Option<u64> {
+        let path = format!("/proc/self/task/{}/status", self.thread.load(Ordering::Relaxed));
+        let status = std::fs::read_to_string(path).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))?.trim().parse().ok()
     }
 
     /// Whether its thread waits in the kernel, rather than for a processor.

@@ -8,6 +8,7 @@
 //! however little each of them has in flight. When a whole round finds nothing, rings are put to rest, and the workers
 //! sleep: an idle crew uses no processor.
 
+mod crowd;
 mod hand;
 mod queue;
 mod seat;
@@ -19,6 +20,7 @@ pub(super) use hand::Hand;
 pub(super) use seat::Seat;
 
 use crate::interrupt;
+use crowd::Crowd;
 use hand::Progress;
 use queue::{After, Key, Pick, Queue};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
@@ -98,6 +100,8 @@ struct State {
     stuck: usize,
     /// How long a visit takes, smoothed.
     visit_time: Duration,
+    /// How many workers are to serve at most.
+    crowd: Crowd,
     /// Times that a worker woke.
     wakes: u64,
     watcher: bool,
@@ -329,9 +333,16 @@ impl Shared {
     /// What the caller, who is awake, is to do next.
     fn step(&self, state: &mut State, spell: &mut Spell) -> Step {
         if state.benched > state.wanted && state.visit_time >= WORTH_WAKING && !state.is_heard() {
-            self.want(state);
+            self.want_more(state);
         }
         state.step(spell, self.size)
+    }
+
+    /// Gets a worker up from the bench, unless there are enough.
+    fn want_more(&self, state: &mut State) {
+        if !state.is_full(state.serving() + state.wanted + 1) {
+            self.want(state);
+        }
     }
 
     /// Gets a worker up from the bench.
@@ -424,7 +435,12 @@ impl State {
         if self.ended {
             return Step::End;
         }
-        let others = self.awake.saturating_sub(self.stuck) > 1;
+        let others = self.serving() > 1;
+        if others && self.is_full(self.serving()) {
+            self.awake -= 1;
+            self.benched += 1;
+            return Step::Bench;
+        }
         if !self.is_heard() && spell.since_look >= VISITS_BETWEEN_LOOKS {
             return Step::Look;
         }
@@ -445,6 +461,16 @@ impl State {
     fn dismiss(&mut self) {
         let me = thread::current().id();
         self.workers.retain(|worker| worker.thread.thread().id() != me);
+    }
+
+    /// Workers that get on.
+    fn serving(&self) -> usize {
+        self.awake.saturating_sub(self.stuck)
+    }
+
+    /// Whether so many workers are too many.
+    fn is_full(&self, serving: usize) -> bool {
+        self.crowd.limit().is_some_and(|limit| serving > limit)
     }
 
     /// Whether somebody sleeps until a kick.

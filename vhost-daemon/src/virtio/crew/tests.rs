@@ -107,6 +107,49 @@ fn workers_that_hang_are_replaced_and_dismissed_later() {
 }
 
 #[test]
+fn a_crew_that_is_limited_serves_all_rings_with_fewer_workers() {
+    let crew = Crew::of(3).unwrap();
+    let rings: Vec<_> = (0..4).map(|_| Busy::with(usize::MAX)).collect();
+    let seats: Vec<_> =
+        rings.iter().map(|ring| crew.enter(Arc::clone(ring) as Arc<dyn Served>).unwrap()).collect();
+    for seat in &seats {
+        seat.wake();
+    }
+    until("all workers", || crew.0.lock().awake > 1);
+    crew.0.lock().crowd = Crowd::held_at(1);
+    until("one worker", || crew.0.lock().awake == 1);
+    let before: Vec<_> = rings.iter().map(|ring| ring.visits()).collect();
+    until("each ring", || rings.iter().zip(&before).all(|(ring, before)| ring.visits() > before + 1000));
+    assert_eq!(crew.0.lock().awake, 1);
+    crew.0.lock().crowd = Crowd::default();
+    until("more workers", || crew.0.lock().awake > 1);
+}
+
+#[test]
+fn a_limit_leaves_nobody_behind_one_that_hangs() {
+    let crew = Crew::of(2).unwrap();
+    let hanging: Vec<_> = (0..3).map(|_| Busy::with(1)).collect();
+    let gates: Vec<_> = hanging.iter().map(|ring| ring.hang()).collect();
+    let honest = Busy::with(usize::MAX);
+    let beside = crew.enter(Arc::clone(&honest) as Arc<dyn Served>).unwrap();
+    beside.wake();
+    crew.0.lock().crowd = Crowd::held_at(1);
+    let mut seats = Vec::new();
+    for (ring, (told, _)) in hanging.iter().zip(&gates) {
+        let seat = crew.enter(Arc::clone(ring) as Arc<dyn Served>).unwrap();
+        seat.wake();
+        told.recv_timeout(Duration::from_secs(30)).unwrap();
+        seats.push(seat);
+        let visits = honest.visits();
+        until("the honest ring", || honest.visits() > visits + 1000);
+    }
+    for (_, go) in &gates {
+        go.send(()).unwrap();
+    }
+    until("those that hung", || hanging.iter().all(|ring| ring.left.load(Ordering::SeqCst) == 0));
+}
+
+#[test]
 fn who_leaves_is_waited_for_and_never_visited_again() {
     let crew = Crew::of(2).unwrap();
     for _ in 0..50 {

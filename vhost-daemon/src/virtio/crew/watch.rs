@@ -6,11 +6,12 @@
 //!
 //! It looks every few milliseconds while rings are served, and sleeps with the crew.
 
-use super::Shared;
+use super::crowd::Seen;
 use super::hand::Mark;
 use super::queue::Counts;
+use super::{Shared, State};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks.
 const TICK: Duration = Duration::from_millis(4);
@@ -66,14 +67,25 @@ fn look(shared: &Arc<Shared>, last: &Look) -> Option<Look> {
     let (visits, empty) = (now.counts.visits - last.counts.visits, now.counts.empty - last.counts.empty);
     // Workers that find hardly a ring empty have more to do than they can.
     let behind = state.queue.waiting() > 0 && (empty * 8 < visits || visits == 0 || state.stuck > 0);
+    let seen = Seen {
+        now: Instant::now(),
+        behind,
+        workers: state.serving(),
+        requests: now.marks.iter().map(|mark| mark.steps()).sum(),
+    };
+    let State { crowd, workers, .. } = &mut *state;
+    crowd.look(seen, || workers.iter().map(|worker| worker.progress.put_off()).sum());
     let deaf = state.awake <= state.stuck && !state.is_heard();
     if state.benched > 0 {
-        if behind || deaf {
+        if deaf {
             shared.want(&mut state);
+        } else if behind {
+            shared.want_more(&mut state);
         }
     } else if state.is_heard() {
+        let more = behind && !state.is_full(state.serving() + 1);
         drop(state);
-        if behind {
+        if more {
             shared.ring_bell();
         }
     } else if state.stuck > 0 {
