@@ -58,6 +58,15 @@ impl Setting {
         ]
     }
 
+    /// What the API is told to mount the image.
+    fn image_body(&self) -> serde_json::Value {
+        let config = format!(
+            r#"{{"device":{{"backend":{{"type":"localfs","config":{{"dir":"{0}"}}}},"cache":{{"type":"blobcache","config":{{"work_dir":"{0}"}}}}}},"mode":"direct"}}"#,
+            self.image.blobs.display()
+        );
+        serde_json::json!({"fs_type": "rafs", "source": self.image.bootstrap, "config": config})
+    }
+
     /// Mounts something by the API.
     fn mount(&self, api: &str, path: &str, body: &serde_json::Value) {
         let path = format!("/api/v1/mount?mountpoint={path}");
@@ -235,17 +244,8 @@ fn an_upgrade_under_load_loses_no_request() {
     let setting = Setting::new();
     let mut old = setting.start_supervised("api0", &[]).unwrap();
     wait_for_state(&setting.path("api0"), "RUNNING").unwrap();
-    let config = format!(
-        r#"{{"device":{{"backend":{{"type":"localfs","config":{{"dir":"{0}"}}}},"cache":{{"type":"blobcache","config":{{"work_dir":"{0}"}}}}}},"mode":"direct"}}"#,
-        setting.image.blobs.display()
-    );
     for path in ["/s1", "/a/s2"] {
-        let source = &setting.image.bootstrap;
-        setting.mount(
-            "api0",
-            path,
-            &serde_json::json!({"fs_type": "rafs", "source": source, "config": config}),
-        );
+        setting.mount("api0", path, &setting.image_body());
     }
     let mut load = Load::on(&setting, "a/s2");
     load.progress(100);
@@ -340,6 +340,36 @@ fn a_directory_stays_with_a_daemon_that_lives_and_comes_back_after_a_crash() {
     setting.serve("api0").unwrap();
     fs::write(&file, "two").unwrap();
     assert_eq!(fs::read_to_string(shared.join("new")).unwrap(), "two");
+    setting.ends(&mut new);
+}
+
+#[test]
+fn what_was_mounted_before_a_take_over_is_not_in_the_way_unnoticed() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let mut old = setting.start_supervised("api0", &[]).unwrap();
+    wait_for_state(&setting.path("api0"), "RUNNING").unwrap();
+    let image = setting.image_body();
+    setting.mount("api0", "/s1", &image);
+    let file = setting.mountpoint().join("s1/0");
+    let (inode, data) = (fs::metadata(&file).unwrap().ino(), fs::read(&file).unwrap());
+    let kept = setting.save("api0").unwrap();
+    let mut new = setting.start_successor("api1", &["--upgrade"]).unwrap();
+    setting.mount("api1", "/early", &image);
+    setting.mount("api1", "/s1", &image);
+    let (status, answer) = setting.offer("api1", &kept).unwrap();
+    assert!(status == 500 && answer.contains("unmount"), "{status} {answer}");
+    wait_for_state(&setting.path("api1"), "INIT").unwrap();
+    let (status, answer) = call(&setting.path("api1"), "DELETE", "/api/v1/mount?mountpoint=/s1", "").unwrap();
+    assert_eq!(status, 204, "{answer}");
+    setting.take_over("api1", &kept).unwrap();
+    setting.done("api0", "/api/v1/daemon/exit").unwrap();
+    assert!(old.wait(LIMIT).unwrap().success(), "{}", old.output());
+    setting.serve("api1").unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().ino(), inode, "the inode number changed");
+    assert_eq!(fs::read(setting.mountpoint().join("early/0")).unwrap(), data);
     setting.ends(&mut new);
 }
 

@@ -130,3 +130,29 @@ fn mounts_come_and_go_under_lookups() {
     });
     assert_eq!(namespace.mounts().len(), 1);
 }
+
+#[test]
+fn an_image_that_changed_does_not_answer_for_the_one_that_a_predecessor_had() {
+    let ctx = Context::default();
+    let before = Namespace::new();
+    before.mount(&path("/a"), &image("v6-zstd-blake3", 1)).unwrap();
+    let file = walk(&before, &["a", "sizes", "f4097"]);
+    let [(_, place)] = before.places()[..] else { panic!("one mount") };
+
+    let same = Namespace::new();
+    same.expect(&path("/a"), place);
+    same.mount(&path("/a"), &image("v6-zstd-blake3", 1)).unwrap();
+    assert_eq!(walk(&same, &["a", "sizes", "f4097"]), file);
+    same.getattr(&ctx, file, None).unwrap();
+
+    let other = Namespace::new();
+    other.expect(&path("/a"), place);
+    other.mount(&path("/a"), &image("v5-zstd-blake3", 2)).unwrap();
+    let stale = other.getattr(&ctx, file, None).unwrap_err();
+    assert_eq!(stale.raw_os_error(), Some(libc::ESTALE));
+    other.getattr(&ctx, walk(&other, &["a", "sizes", "f4097"]), None).unwrap();
+    // Nothing else gets its index while there are others.
+    other.umount(&path("/a")).unwrap();
+    other.mount(&path("/a"), &image("v6-zstd-blake3", 3)).unwrap();
+    assert_ne!(other.places()[0].1.index, place.index);
+}

@@ -129,6 +129,16 @@ impl SavedMount {
         })
     }
 
+    /// Where it was.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether a mount at `path` with that index is in its way.
+    pub(super) fn meets(&self, path: &MountPath, index: u8) -> bool {
+        self.path == path.as_str() || self.index == index
+    }
+
     /// The mount to make again, and its index and generation.
     pub(super) fn request(&self) -> Result<(MountRequest, u8, u32), SavedError> {
         let wrong = |what: String| SavedError::Mount(format!("{}: {what}", self.path));

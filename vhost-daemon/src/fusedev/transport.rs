@@ -199,13 +199,32 @@ impl FuseMount {
     /// Makes the mounts of a predecessor again, each in its place: node ids that the kernel holds stay good.
     fn restore(&self, saved: &Saved) -> Result<(), DaemonError> {
         let daemon = self.daemon.upgrade().ok_or(DaemonError::NotReady)?;
+        // The kernel holds node ids of the predecessor's mounts, and they say nothing but the index.
+        for (path, place) in self.namespace.places() {
+            if let Some(theirs) = saved.mounts.iter().find(|mount| mount.meets(&path, place.index)) {
+                return Err(DaemonError::Upgrade(format!(
+                    "what was mounted at {path} before the take-over is in the place of the predecessor's {}; unmount \
+                     it, take over, and mount it again",
+                    theirs.path()
+                )));
+            }
+        }
         let mut done: Vec<MountPath> = Vec::new();
         for mount in &saved.mounts {
             let restored = mount.request().map_err(|e| DaemonError::Upgrade(e.to_string())).and_then(
                 |(request, index, generation)| {
                     let at_root = request.path == MountPath::root();
-                    self.namespace.expect(&request.path, Place { index, generation, at_root });
-                    daemon.mount(&request).map(|()| request.path)
+                    let place = Place { index, generation, at_root };
+                    self.namespace.expect(&request.path, place);
+                    daemon.mount(&request)?;
+                    if !self.namespace.places().contains(&(request.path.clone(), place)) {
+                        tracing::warn!(
+                            "{} is another image than it was at {}: files of the former that are in use get ESTALE",
+                            request.source.display(),
+                            request.path
+                        );
+                    }
+                    Ok(request.path)
                 },
             );
             match restored {

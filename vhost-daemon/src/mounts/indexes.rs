@@ -68,6 +68,19 @@ impl Indexes {
         true
     }
 
+    /// Has an index rest that something else had which is not known here.
+    pub(super) fn retire(&mut self, index: u8) {
+        self.clock += 1;
+        let slot = self.slots.get_mut(usize::from(index).wrapping_sub(1)).filter(|slot| !slot.taken);
+        if let Some(slot) = slot {
+            *slot = Slot {
+                owner: Some(Owner { path: String::new(), identity: None }),
+                taken: false,
+                freed: self.clock,
+            };
+        }
+    }
+
     /// Undoes [`Indexes::free`] when nothing else was taken since.
     pub(super) fn retake(&mut self, index: u8) {
         if let Some(slot) = self.slots.get_mut(usize::from(index).wrapping_sub(1)) {

@@ -170,13 +170,20 @@ impl Namespace {
         all.filter_map(|(path, index)| table.slot(*index).map(|slot| (path.clone(), slot.place))).collect()
     }
 
-    /// Gives the next mount at `path` this place if its index is free: the one it had with a predecessor, whose node
-    /// ids guests still hold.
+    /// Gives the next mount at `path` this place if its index is free and it is the same image: the one it had with a
+    /// predecessor, whose node ids guests still hold. Node ids of an image that is not there any more become stale.
     pub fn expect(&self, path: &MountPath, place: Place) {
         let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
         expected.insert(path.clone(), place);
         // Generations that are given later are new ones.
         self.nameless.fetch_max(place.generation.saturating_add(1), Ordering::Relaxed);
+        self.table.rcu(|table| {
+            let mut table = table.with(|_, _| {});
+            if let Some(known) = table.known.get_mut(usize::from(place.index)) {
+                *known = true;
+            }
+            table
+        });
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Indexes> {
@@ -191,7 +198,14 @@ impl Namespace {
     ) -> Result<Slot, NamespaceError> {
         let identity = backend.identity();
         let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
-        let expected = expected.filter(|place| indexes.take_exactly(place.index, path.as_str(), identity));
+        let expected = expected.filter(|place| {
+            // Another image there: to guests that hold node ids of the former they would name its files.
+            if identity.is_some_and(|identity| generation_of(identity) != place.generation) {
+                indexes.retire(place.index);
+                return false;
+            }
+            indexes.take_exactly(place.index, path.as_str(), identity)
+        });
         let index = match expected {
             Some(place) => place.index,
             None => indexes.take(path.as_str(), identity).ok_or(NamespaceError::Full)?,
