@@ -10,6 +10,7 @@ use common::corpus;
 use rafsd::daemon::{Daemon, FsKind, Identity, MountConfig, MountRequest, StartupConfig, Transport, Version};
 use rafsd::fusedev::{FailoverPolicy, FuseMount, FuseOptions, is_mounted};
 use rafsd::mounts::MountPath;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -162,6 +163,43 @@ fn mounts_come_and_go_below_a_mount() {
         assert!(begun.elapsed().as_secs() < 30, "a request stays in flight");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
+}
+
+#[test]
+fn another_root_is_seen_at_once() {
+    let (files, others) = (blobs("v5-zstd-blake3"), blobs("v6-zstd-blake3"));
+    let Some(mounted) = Mounted::new(&[image("v5-zstd-blake3", &files, "/a")], false) else { return };
+    if kernel() < (6, 16) {
+        eprintln!("skipped: this kernel cannot be told");
+        return;
+    }
+    let names = || -> BTreeSet<_> {
+        fs::read_dir(mounted.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let below = names();
+    assert_eq!(below.len(), 1);
+    assert_eq!(fs::metadata(mounted.path("sizes")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    let root = MountPath::root();
+    for _ in 0..3 {
+        mounted.daemon.mount(&image("v5-zstd-blake3", &files, "/")).unwrap();
+        assert!(names().len() > 5);
+        let inode = fs::metadata(mounted.path("sizes/f4097")).unwrap().ino();
+        fs::read(mounted.path("sizes/f4097")).unwrap();
+        mounted.daemon.remount(&image("v6-zstd-blake3", &others, "/")).unwrap();
+        assert_ne!(fs::metadata(mounted.path("sizes/f4097")).unwrap().ino(), inode, "the former's file");
+        assert!(names().len() > 5);
+        mounted.daemon.umount(&root).unwrap();
+        assert_eq!(names(), below);
+        assert_eq!(fs::metadata(mounted.path("sizes/f4097")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        assert_eq!(fs::metadata(mounted.path("a/sizes/f4097")).unwrap().len(), 4097);
+    }
+}
+
+/// Version of the kernel.
+fn kernel() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut parts = release.split(['.', '-']).map_while(|part| part.parse().ok());
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 /// Everything a shared directory is used for, in the same way on the directory itself.

@@ -143,6 +143,7 @@ impl Daemon {
             }
         }
         self.mounts().insert(request.path.clone(), Arc::clone(&mounted));
+        self.tell_of_root(&request.path);
         Ok(())
     }
 
@@ -167,6 +168,7 @@ impl Daemon {
             }
         }
         self.mounts().insert(request.path.clone(), Arc::clone(&mounted));
+        self.tell_of_root(&request.path);
         self.reaper.take(Arc::clone(&old.backend));
         tracing::info!("mounted {} at {} in place of {}", mounted.source, request.path, old.source);
         Ok(())
@@ -189,9 +191,19 @@ impl Daemon {
         if let Some(transport) = self.transport.get() {
             transport.unmounted(path);
         }
+        self.tell_of_root(path);
         self.reaper.take(Arc::clone(&old.backend));
         tracing::info!("unmounted {path}");
         Ok(())
+    }
+
+    /// A change at `path` may be one of the root directory.
+    fn tell_of_root(&self, path: &MountPath) {
+        if *path == MountPath::root()
+            && let Some(transport) = self.transport.get()
+        {
+            transport.root_changed();
+        }
     }
 
     /// What is mounted, by path.

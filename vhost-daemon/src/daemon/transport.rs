@@ -66,4 +66,7 @@ pub trait Transport: Send + Sync + fmt::Debug {
 
     /// A mount is gone: whoever caches names of it may be told.
     fn unmounted(&self, _path: &MountPath) {}
+
+    /// Another directory is the root from now on: whoever caches what was in the former may be told.
+    fn root_changed(&self) {}
 }

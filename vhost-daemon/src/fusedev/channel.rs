@@ -21,10 +21,15 @@ const IO_MAX: usize = 1 << 20;
 const REQUEST_MAX: usize = IO_MAX + 4096;
 /// Bytes of a reply.
 const REPLY_MAX: usize = IO_MAX + HEADER;
+/// `FUSE_NOTIFY_INVAL_INODE`: attributes and pages of a node are to be forgotten.
+const NOTIFY_INVAL_INODE: i32 = 2;
 /// `FUSE_NOTIFY_INVAL_ENTRY`: a name is to be forgotten.
 const NOTIFY_INVAL_ENTRY: i32 = 3;
 /// `FUSE_NOTIFY_RESEND`: the kernel sends again what it has no reply to.
 const NOTIFY_RESEND: i32 = 7;
+
+/// `FUSE_NOTIFY_INC_EPOCH`: all names are to be forgotten.
+const NOTIFY_INC_EPOCH: i32 = 8;
 
 /// Replies that are still to come.
 #[derive(Debug, Default)]
@@ -153,6 +158,31 @@ impl Channel {
         message.push(0);
         // ENOENT: the kernel keeps nothing of it.
         let _ = rustix::io::write(device, &message);
+    }
+}
+
+impl Channel {
+    /// Makes the kernel forget attributes and pages of `node`.
+    pub(super) fn forget_node(device: BorrowedFd<'_>, node: u64) {
+        let header = OutHeader { len: 40, error: NOTIFY_INVAL_INODE, unique: 0 };
+        let mut message = Vec::with_capacity(40);
+        message.extend_from_slice(header.as_bytes());
+        message.extend_from_slice(&node.to_ne_bytes());
+        // From the first byte to the last.
+        message.extend_from_slice(&[0; 16]);
+        // ENOENT: the kernel keeps nothing of it.
+        let _ = rustix::io::write(device, &message);
+    }
+
+    /// Makes the kernel ask again for every name that it knows.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` from kernels before 6.16.
+    pub(super) fn forget_names(device: BorrowedFd<'_>) -> io::Result<()> {
+        let header = OutHeader { len: 16, error: NOTIFY_INC_EPOCH, unique: 0 };
+        rustix::io::write(device, header.as_bytes())?;
+        Ok(())
     }
 }
 

@@ -326,6 +326,25 @@ impl Transport for FuseMount {
         Ok(self.state().session.as_ref().map(Session::inflight).unwrap_or_default())
     }
 
+    /// Lets the kernel drop all names, and what it kept of the root directory.
+    fn root_changed(&self) {
+        let device = {
+            let state = self.state();
+            if let Some(session) = &state.session {
+                session.forget_files();
+            }
+            state.device.clone()
+        };
+        let Some(device) = device else { return };
+        Channel::forget_node(device.as_fd(), crate::fuse::abi::ROOT_NODE);
+        if let Err(error) = Channel::forget_names(device.as_fd()) {
+            tracing::warn!(
+                "another image is at / now, and the kernel cannot be told to look its names up again ({error}; Linux 6.16 \
+                 can): what is known of the former may show until `echo 3 > /proc/sys/vm/drop_caches`"
+            );
+        }
+    }
+
     /// Lets the kernel drop what it kept of names and files below `path`.
     fn unmounted(&self, path: &MountPath) {
         let device = {

@@ -7,6 +7,7 @@ use super::manifest::{self, Descriptor, Found};
 use anyhow::{Context, bail};
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Names that an error lists.
@@ -113,7 +114,12 @@ impl<'a> Layout<'a> {
 }
 
 fn read(path: &Path, most: u64) -> anyhow::Result<Vec<u8>> {
-    let file = File::open(path).with_context(|| path.display().to_string())?;
+    // Whoever makes a layout may put a pipe there, and opening one waits for its other end.
+    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = open.with_context(|| path.display().to_string())?;
+    if !file.metadata().with_context(|| path.display().to_string())?.is_file() {
+        bail!("{} is no regular file", path.display());
+    }
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).with_context(|| path.display().to_string())?;
     if bytes.len() as u64 > most {
@@ -126,6 +132,17 @@ fn read(path: &Path, most: u64) -> anyhow::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_pipe_in_place_of_a_file_is_an_error_and_no_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let error = read(&pipe, 100).unwrap_err();
+        assert!(error.to_string().contains("no regular file"), "{error}");
+        assert!(read(Path::new("/dev/zero"), 100).is_err());
+    }
 
     #[test]
     fn images_by_tag_and_digest() {
