@@ -27,7 +27,6 @@ const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_INVAL_ENTRY: i32 = 3;
 /// `FUSE_NOTIFY_RESEND`: the kernel sends again what it has no reply to.
 const NOTIFY_RESEND: i32 = 7;
-
 /// `FUSE_NOTIFY_INC_EPOCH`: all names are to be forgotten.
 const NOTIFY_INC_EPOCH: i32 = 8;
 
@@ -159,9 +158,7 @@ impl Channel {
         // ENOENT: the kernel keeps nothing of it.
         let _ = rustix::io::write(device, &message);
     }
-}
 
-impl Channel {
     /// Makes the kernel forget attributes and pages of `node`.
     pub(super) fn forget_node(device: BorrowedFd<'_>, node: u64) {
         let header = OutHeader { len: 40, error: NOTIFY_INVAL_INODE, unique: 0 };

@@ -241,6 +241,15 @@ impl FuseMount {
         Ok(())
     }
 
+    /// The device, if there is one, once no mapped file is kept.
+    fn without_files(&self) -> Option<Arc<OwnedFd>> {
+        let state = self.state();
+        if let Some(session) = &state.session {
+            session.forget_files();
+        }
+        state.device.clone()
+    }
+
     /// Does with requests on their way what was asked for. True: they come again, and are to fail.
     fn fail_over(&self, device: &OwnedFd, connection: Option<u32>) -> bool {
         let control = |file| {
@@ -328,14 +337,7 @@ impl Transport for FuseMount {
 
     /// Lets the kernel drop all names, and what it kept of the root directory.
     fn root_changed(&self) {
-        let device = {
-            let state = self.state();
-            if let Some(session) = &state.session {
-                session.forget_files();
-            }
-            state.device.clone()
-        };
-        let Some(device) = device else { return };
+        let Some(device) = self.without_files() else { return };
         Channel::forget_node(device.as_fd(), crate::fuse::abi::ROOT_NODE);
         if let Err(error) = Channel::forget_names(device.as_fd()) {
             tracing::warn!(
@@ -347,14 +349,7 @@ impl Transport for FuseMount {
 
     /// Lets the kernel drop what it kept of names and files below `path`.
     fn unmounted(&self, path: &MountPath) {
-        let device = {
-            let state = self.state();
-            if let Some(session) = &state.session {
-                session.forget_files();
-            }
-            state.device.clone()
-        };
-        let Some(device) = device else { return };
+        let Some(device) = self.without_files() else { return };
         let ctx = Context { uid: 0, gid: 0, pid: 0 };
         let mut node = crate::fuse::abi::ROOT_NODE;
         let mut names = path.as_str().split('/').filter(|name| !name.is_empty()).peekable();
