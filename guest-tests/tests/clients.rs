@@ -240,6 +240,55 @@ fn snapshotter_api() {
     assert_eq!(liveness.call("GET", "/api/v1/daemon", None).unwrap().status, 200, "still there");
 }
 
+/// Mounts of one configuration share its cache and its store, and the metrics of both are those of all of them.
+#[test]
+fn metrics_of_mounts_that_share_a_configuration_add_up() {
+    let daemon = ApiDaemon::start(&[]).unwrap();
+    let case = Case::named("v6-zstd-blake3").unwrap();
+    let shared = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "shared");
+    for path in ["/a", "/b"] {
+        let target = format!("/api/v1/mount?mountpoint={path}");
+        assert_eq!(daemon.call("POST", &target, Some(&shared)).unwrap().status, 204);
+    }
+    let metrics = |what: &str| daemon.call("GET", &format!("/api/v1/metrics/{what}"), None).unwrap();
+    let (path, entry) = case.expected.iter().max_by_key(|(_, e)| e.size).unwrap();
+    let size = u32::try_from(entry.size.unwrap()).unwrap();
+    let mut guest = daemon.guest("fs.sock").unwrap();
+    let mut reads = |mount: &[u8], times: usize| {
+        let node = guest.resolve(&[mount, path].concat()).unwrap().node;
+        (0..times).for_each(|_| assert_eq!(guest.read(node, 0, 0, size).unwrap().len(), size as usize));
+    };
+    reads(b"/a", 1);
+    reads(b"/b", 2);
+    let cache = metrics("blobcache?id=shared").json().unwrap();
+    assert_eq!((&cache["total"], cache["underlying_files"].as_array().unwrap().len()), (&json!(3), 1));
+    // The path names one of them.
+    let alone = || metrics("blobcache?id=/b").json().unwrap();
+    assert_eq!(alone()["total"], 2);
+    // A blob that both have is counted once. What was read is kept a moment later than the guest has it.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let kept = |metrics: &Value| metrics["entries_count"].as_u64().unwrap();
+    while kept(&alone()) == 0 || kept(&alone()) != kept(&metrics("blobcache?id=shared").json().unwrap()) {
+        assert!(Instant::now() < deadline, "{}", alone());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Without an id there is one instance.
+    let nameless = metrics("blobcache").json().unwrap();
+    assert_eq!(nameless["total"], 3);
+    let backend = |query: &str| metrics(&format!("backend{query}")).json().unwrap();
+    let read = &backend("?id=shared")["read_amount_total"];
+    assert!(read.as_u64().unwrap() > 0 && *read == backend("")["read_amount_total"], "{read}");
+    // The counters of a mount are its own.
+    let of_b = daemon.call("GET", "/api/v1/metrics?id=/b", None).unwrap().json().unwrap();
+    assert_eq!(of_b["data_read"], 2 * u64::from(size));
+    // With another configuration there are two instances.
+    let other = daemon.mount_body(&case.image.bootstrap, &case.image.blobs, "other");
+    assert_eq!(daemon.call("POST", "/api/v1/mount?mountpoint=/c", Some(&other)).unwrap().status, 204);
+    assert_eq!((metrics("blobcache").status, metrics("backend").status), (404, 404));
+    let other = metrics("blobcache?id=other").json().unwrap();
+    assert_eq!(other["total"], 0);
+}
+
 #[test]
 fn exit_by_api_is_prompt_and_clean() {
     let mut daemon = ApiDaemon::start(&[]).unwrap();

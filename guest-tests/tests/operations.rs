@@ -179,6 +179,8 @@ fn config_check_explains_and_refuses() {
     {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
+    let bare = said(&check(good.trim_end_matches("[rafs]\n")));
+    assert!(bare.contains("note: there is no [rafs]") && !text.contains("there is no [rafs]"), "{bare}");
     for (text, part) in [
         (
             format!("{good}[overlay]\nupper_dir = \"/u\"\nwork_dir = \"/w\"\n"),

@@ -374,6 +374,41 @@ fn what_was_mounted_before_a_take_over_is_not_in_the_way_unnoticed() {
 }
 
 #[test]
+fn an_upgrade_remembers_what_was_unmounted_before_it() {
+    if !possible() {
+        return;
+    }
+    let (setting, other) = (Setting::new(), Setting::new());
+    fs::write(other.source.path().join("0"), "another image").unwrap();
+    let another = Image::build(other.source.path(), 6, &[]).unwrap();
+    let another = Setting { image: another, ..other };
+    let mut old = setting.start_supervised("api0", &[]).unwrap();
+    wait_for_state(&setting.path("api0"), "RUNNING").unwrap();
+    setting.mount("api0", "/s1", &setting.image_body());
+    let held = File::open(setting.mountpoint().join("s1/0")).unwrap();
+    let (status, answer) = call(&setting.path("api0"), "DELETE", "/api/v1/mount?mountpoint=/s1", "").unwrap();
+    assert_eq!(status, 204, "{answer}");
+    let kept = setting.save("api0").unwrap();
+    let mut new = setting.start_successor("api1", &["--upgrade"]).unwrap();
+    // The same path has the same index where nothing speaks against it.
+    setting.mount("api1", "/s1", &another.image_body());
+    let (status, answer) = setting.offer("api1", &kept).unwrap();
+    assert!(status == 500 && answer.contains("unmount"), "{status} {answer}");
+    let (status, answer) = call(&setting.path("api1"), "DELETE", "/api/v1/mount?mountpoint=/s1", "").unwrap();
+    assert_eq!(status, 204, "{answer}");
+    setting.take_over("api1", &kept).unwrap();
+    setting.done("api0", "/api/v1/daemon/exit").unwrap();
+    assert!(old.wait(LIMIT).unwrap().success(), "{}", old.output());
+    setting.serve("api1").unwrap();
+    setting.mount("api1", "/s1", &another.image_body());
+    assert_eq!(fs::read(setting.mountpoint().join("s1/0")).unwrap(), b"another image");
+    let stale = std::os::unix::fs::FileExt::read_at(&held, &mut [0; 16], 0).unwrap_err();
+    assert_eq!(stale.raw_os_error(), Some(rustix::io::Errno::STALE.raw_os_error()));
+    drop(held);
+    setting.ends(&mut new);
+}
+
+#[test]
 fn transfers_that_cannot_be_are_errors() {
     if !possible() {
         return;

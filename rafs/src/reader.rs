@@ -28,7 +28,8 @@ mod tables;
 pub use engine::{Engine, EngineOptions};
 pub use error::{ReadError, ReaderError};
 pub use metrics::{
-    EngineMetrics, ReaderMetrics, STORE_LATENCY_BUCKETS_MS, STORE_SIZE_CLASSES, SizeMetrics, StoreMetrics,
+    EngineMetrics, KeptBlob, ReaderMetrics, STORE_LATENCY_BUCKETS_MS, STORE_SIZE_CLASSES, SizeMetrics,
+    StoreMetrics,
 };
 pub use prefetch::Prefetch;
 pub use request::ReadSink;
@@ -190,22 +191,25 @@ impl Reader {
         &self.core.store_key
     }
 
-    /// What it did so far, and how much of its blobs is in cache files. Reads the maps of these.
+    /// What it did so far.
     #[must_use]
     pub fn metrics(&self) -> ReaderMetrics {
-        let mut metrics = ReaderMetrics { complete: true, ..self.owner.usage.snapshot() };
-        for state in &self.core.blobs {
+        self.owner.usage.snapshot()
+    }
+
+    /// How much of each blob is in cache files, in the order of the image's blobs. Reads the maps of these.
+    pub fn kept(&self) -> impl Iterator<Item = KeptBlob<'_>> {
+        self.core.image.blobs().iter().zip(&self.core.blobs).map(|(blob, state)| {
             let access = state.access();
-            let (cached, all) =
+            let (chunks, all) =
                 access.and_then(|a| a.cache()).map_or((0, 0), |c| (c.mapped_count(), c.dimensions().1));
-            metrics.cached_chunks = metrics.cached_chunks.saturating_add(cached);
-            metrics.complete &= match access {
-                Some(access) if access.cache().is_some() => cached >= u64::from(all),
+            let complete = match access {
+                Some(access) if access.cache().is_some() => chunks >= u64::from(all),
                 Some(access) => access.is_local(),
                 None => false,
             };
-        }
-        metrics
+            KeptBlob { id: &blob.id, chunks, complete }
+        })
     }
 
     /// The engine.

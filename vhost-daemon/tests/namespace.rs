@@ -9,7 +9,7 @@ use rafs::image::Image;
 use rafs::reader::{Reader, ReaderOptions};
 use rafs::store::{FetchDone, FetchRequest, LocalFs, SizeDone, Store};
 use rafsd::fuse::abi::op;
-use rafsd::mounts::{Backend, MountPath, Namespace, NamespaceError, RafsMount, RafsMountOptions};
+use rafsd::mounts::{Backend, MountPath, Namespace, NamespaceError, Place, RafsMount, RafsMountOptions};
 use rafsd::virtio::Harness;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -155,4 +155,24 @@ fn an_image_that_changed_does_not_answer_for_the_one_that_a_predecessor_had() {
     other.umount(&path("/a")).unwrap();
     other.mount(&path("/a"), &image("v6-zstd-blake3", 3)).unwrap();
     assert_ne!(other.places()[0].1.index, place.index);
+}
+
+#[test]
+fn what_a_predecessor_unmounted_answers_for_nothing_else() {
+    let ctx = Context::default();
+    let before = Namespace::new();
+    before.mount(&path("/a"), &image("v6-zstd-blake3", 1)).unwrap();
+    let file = walk(&before, &["a", "sizes", "f4097"]);
+    let [(_, place)] = before.places()[..] else { panic!("one mount") };
+    before.umount(&path("/a")).unwrap();
+    let rested = before.rested();
+    assert!(!rested[0].meets(place), "the same image would be right");
+    assert!(rested[0].meets(Place { generation: place.generation ^ 1, ..place }));
+
+    let after = Namespace::new();
+    after.rest(&rested);
+    after.mount(&path("/a"), &image("v5-zstd-blake3", 2)).unwrap();
+    assert_ne!(after.places()[0].1.index, place.index);
+    let stale = after.getattr(&ctx, file, None).unwrap_err();
+    assert_eq!(stale.raw_os_error(), Some(libc::ESTALE));
 }

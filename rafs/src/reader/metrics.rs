@@ -111,9 +111,16 @@ pub struct ReaderMetrics {
     pub prefetch_began: Option<SystemTime>,
     /// When all that it asked for had been answered.
     pub prefetch_ended: Option<SystemTime>,
-    /// Chunks of its blobs that are in cache files.
-    pub cached_chunks: u64,
-    /// Nothing of its blobs is missing there.
+}
+
+/// What is here of one blob of a [`Reader`](super::Reader)'s image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptBlob<'a> {
+    /// The blob.
+    pub id: &'a str,
+    /// Chunks that are in its cache file.
+    pub chunks: u64,
+    /// Nothing of it is missing there, or it is a file of this machine.
     pub complete: bool,
 }
 
@@ -284,7 +291,6 @@ impl Usage {
             prefetches: get(&self.prefetches),
             prefetch_began,
             prefetch_ended,
-            ..ReaderMetrics::default()
         }
     }
 }

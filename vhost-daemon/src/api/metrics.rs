@@ -2,8 +2,12 @@
 
 use crate::daemon::Mounted;
 use crate::mounts::{CLASSES, OPS, OpTotals};
-use rafs::reader::{EngineMetrics, STORE_LATENCY_BUCKETS_MS, SizeMetrics};
+use rafs::reader::{
+    EngineMetrics, ReaderMetrics, STORE_LATENCY_BUCKETS_MS, STORE_SIZE_CLASSES, SizeMetrics, StoreMetrics,
+};
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Upper bounds of the classes of backend latencies, milliseconds, inclusive; the last class has none.
@@ -29,19 +33,30 @@ pub(super) fn fs(mounted: &Mounted) -> Value {
     })
 }
 
-/// Counters of the store behind a mount; mounts of the same store share them.
-pub(super) fn backend(mounted: &Mounted, engine: &EngineMetrics) -> Value {
-    let store = engine.stores.iter().find(|store| store.store == mounted.store).cloned().unwrap_or_default();
-    let errors = [store.transient, store.missing, store.denied, store.corrupt].iter().sum::<u64>();
+/// Counters of the stores behind the mounts of one id; mounts of the same store share them.
+pub(super) fn backend(mounts: &[&Mounted], engine: &EngineMetrics) -> Value {
+    let used = |store: &&StoreMetrics| mounts.iter().any(|mounted| mounted.store == store.store);
+    let stores: Vec<&StoreMetrics> = engine.stores.iter().filter(used).collect();
+    let sum = |of: &dyn Fn(&StoreMetrics) -> u64| {
+        stores.iter().fold(0_u64, |sum, store| sum.saturating_add(of(store)))
+    };
+    let size = |store: &StoreMetrics, class: usize| store.sizes.get(class).copied().unwrap_or_default();
+    let classes: [usize; STORE_SIZE_CLASSES.len() + 1] = std::array::from_fn(|class| class);
+    let kind = mounts.first().and_then(|mounted| mounted.config.as_ref());
     json!({
-        "backend_type": mounted.config.as_ref().map_or("", |config| config.backend.kind()),
-        "read_count": store.requests.saturating_sub(store.in_flight),
-        "read_errors": errors,
-        "read_amount_total": store.bytes,
-        "read_cumulative_latency_millis_total": store.latency_us / 1000,
-        "read_cumulative_latency_millis_dist": store.sizes.map(|size| size.latency_us / 1000),
-        "read_count_block_size_dist": store.sizes.map(|size| size.latency.iter().sum::<u64>()),
-        "read_latency_sizes_dist": store.sizes.map(|size| latencies(&size)),
+        "backend_type": kind.map_or("", |config| config.backend.kind()),
+        "read_count": sum(&|s| s.requests.saturating_sub(s.in_flight)),
+        "read_errors": sum(&|s| [s.transient, s.missing, s.denied, s.corrupt].iter().sum()),
+        "read_amount_total": sum(&|s| s.bytes),
+        "read_cumulative_latency_millis_total": sum(&|s| s.latency_us) / 1000,
+        "read_cumulative_latency_millis_dist": classes.map(|class| sum(&|s| size(s, class).latency_us) / 1000),
+        "read_count_block_size_dist": classes.map(|class| sum(&|s| size(s, class).latency.iter().sum())),
+        "read_latency_sizes_dist": classes.map(|class| {
+            stores.iter().fold([0; CLASSES], |mut dist, store| {
+                dist.iter_mut().zip(latencies(&size(store, class))).for_each(|(sum, n)| *sum += n);
+                dist
+            })
+        }),
     })
 }
 
@@ -58,33 +73,45 @@ fn latencies(size: &SizeMetrics) -> [u64; CLASSES] {
     dist
 }
 
-/// The cache behind a mount, and what the mount had of it.
-pub(super) fn blobcache(mounted: &Mounted) -> Value {
-    let dir = mounted.config.as_ref().and_then(|config| config.cache.dir.as_deref());
-    let reader = mounted.backend.as_rafs().map(crate::mounts::RafsMount::reader);
-    let files: Vec<String> = match (dir, reader) {
-        (Some(_), Some(reader)) => {
-            reader.image().blobs().iter().map(|blob| format!("{}.blob.data", blob.id)).collect()
+/// The cache behind the mounts of one id, which they share, and what they had of it. A blob of several mounts is counted
+/// once.
+pub(super) fn blobcache(mounts: &[&Mounted]) -> Value {
+    let of_cache = |mounted: &Mounted| mounted.config.as_ref().and_then(|config| config.cache.dir.clone());
+    let dir = mounts.iter().find_map(|mounted| of_cache(mounted));
+    let mut blobs: BTreeMap<(Option<PathBuf>, String), (u64, bool)> = BTreeMap::new();
+    let (mut total, mut did) = (0_u64, Vec::new());
+    for mounted in mounts {
+        total = total.saturating_add(mounted.backend.counters().totals().hits[4]);
+        let Some(reader) = mounted.backend.as_rafs().map(crate::mounts::RafsMount::reader) else { continue };
+        did.push(reader.metrics());
+        for kept in reader.kept() {
+            // The cache file is the same for all; who has not read of it yet knows nothing of it.
+            let blob = blobs.entry((of_cache(mounted), kept.id.to_owned())).or_default();
+            *blob = (blob.0.max(kept.chunks), blob.1 || kept.complete);
         }
-        _ => Vec::new(),
+    }
+    let files: BTreeSet<String> =
+        blobs.keys().filter(|(dir, _)| dir.is_some()).map(|(_, id)| format!("{id}.blob.data")).collect();
+    let sum = |of: fn(&ReaderMetrics) -> u64| {
+        did.iter().fold(0_u64, |sum, metrics| sum.saturating_add(of(metrics)))
     };
-    let did = reader.map(|reader| reader.metrics()).unwrap_or_default();
-    let prefetch = mounted.config.as_ref().map(|config| &config.rafs.prefetch);
-    let reads = mounted.backend.counters().totals().hits[4];
+    let prefetch = mounts.iter().filter_map(|mounted| mounted.config.as_ref()).map(|c| &c.rafs.prefetch);
+    let workers = prefetch.filter(|p| p.enable).map(|p| p.threads).max();
     let since_epoch = |time: Option<SystemTime>| {
         time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default()
     };
-    let (begin, end) = (since_epoch(did.prefetch_began), since_epoch(did.prefetch_ended));
+    let begin = since_epoch(did.iter().filter_map(|did| did.prefetch_began).min());
+    let end = since_epoch(did.iter().filter_map(|did| did.prefetch_ended).max());
     json!({
         "underlying_files": files,
         "store_path": dir.map(|dir| dir.display().to_string()).unwrap_or_default(),
-        "partial_hits": did.partial_reads,
-        "whole_hits": reads.saturating_sub(did.fetched_reads),
-        "total": reads,
-        "entries_count": did.cached_chunks,
-        "prefetch_data_amount": did.prefetched_bytes,
-        "prefetch_requests_count": did.prefetches,
-        "prefetch_workers": prefetch.filter(|p| p.enable).map_or(0, |p| p.threads),
+        "partial_hits": sum(|did| did.partial_reads),
+        "whole_hits": total.saturating_sub(sum(|did| did.fetched_reads)),
+        "total": total,
+        "entries_count": blobs.values().fold(0_u64, |sum, (chunks, _)| sum.saturating_add(*chunks)),
+        "prefetch_data_amount": sum(|did| did.prefetched_bytes),
+        "prefetch_requests_count": sum(|did| did.prefetches),
+        "prefetch_workers": workers.unwrap_or(0),
         "prefetch_unmerged_chunks": 0,
         "prefetch_cumulative_time_millis": end.saturating_sub(begin).as_millis(),
         "prefetch_begin_time_secs": begin.as_secs(),
@@ -92,7 +119,7 @@ pub(super) fn blobcache(mounted: &Mounted) -> Value {
         "prefetch_end_time_secs": end.as_secs(),
         "prefetch_end_time_millis": end.subsec_millis(),
         "buffered_backend_size": 0,
-        "data_all_ready": did.complete,
+        "data_all_ready": blobs.values().all(|(_, complete)| *complete),
     })
 }
 

@@ -241,30 +241,33 @@ impl App {
         })
     }
 
-    /// Metrics of the mount that `id` names, or of the only one.
+    /// Metrics of what `id` names, or of the only one there is: a mount, or all mounts of one configuration, which share
+    /// its store and its cache.
     fn metrics(&self, kind: Metrics, id: Option<&str>) -> Answer {
-        let (outer, named): (_, fn(&Mounted, &str) -> bool) = match kind {
-            Metrics::Fs => ("GlobalMetrics", by_path),
-            Metrics::Files { .. } => ("FsFilesMetrics", by_path),
-            Metrics::Pattern => ("Pattern", by_path),
-            Metrics::Backend => ("BackendMetrics", by_id),
-            Metrics::BlobCache => ("BlobcacheMetrics", by_id),
+        let (outer, shared) = match kind {
+            Metrics::Fs => ("GlobalMetrics", false),
+            Metrics::Files { .. } => ("FsFilesMetrics", false),
+            Metrics::Pattern => ("Pattern", false),
+            Metrics::Backend => ("BackendMetrics", true),
+            Metrics::BlobCache => ("BlobcacheMetrics", true),
         };
-        let mounts = self.daemon.mounted();
-        let mut rafs = mounts.iter().filter(|m| m.kind == FsKind::Rafs);
-        let found = match id {
-            Some(id) => rafs.find(|mounted| named(mounted, id)),
-            None => rafs.next().filter(|_| rafs.next().is_none()),
+        let all = self.daemon.mounted();
+        let rafs: Vec<&Mounted> = all.iter().filter(|m| m.kind == FsKind::Rafs).map(|m| &**m).collect();
+        let mounts = match id {
+            Some(id) if shared => sharing(&rafs, id),
+            Some(id) => rafs.into_iter().filter(|mounted| by_path(mounted, id)).collect(),
+            None if shared => only(rafs, |a, b| !id_of(a).is_empty() && id_of(a) == id_of(b)),
+            None => only(rafs, |_, _| false),
         };
-        let Some(mounted) = found else {
+        let Some(&mounted) = mounts.first() else {
             return Answer::error(404, &format!("{outer}(Metrics(Stats(NoCounter)))"));
         };
         Answer::json(&match kind {
             Metrics::Fs => metrics::fs(mounted),
             Metrics::Files { latest } => metrics::files(mounted, latest),
             Metrics::Pattern => metrics::pattern(mounted),
-            Metrics::Backend => metrics::backend(mounted, &self.daemon.storage().engine().metrics()),
-            Metrics::BlobCache => metrics::blobcache(mounted),
+            Metrics::Backend => metrics::backend(&mounts, &self.daemon.storage().engine().metrics()),
+            Metrics::BlobCache => metrics::blobcache(&mounts),
         })
     }
 
@@ -295,6 +298,26 @@ impl App {
         }
         self.runtime.keep(id, values).map_err(DaemonError::Invalid)
     }
+}
+
+/// The id of a mount's configuration; empty where it has none.
+fn id_of(mounted: &Mounted) -> &str {
+    mounted.config.as_ref().map_or("", |config| &config.id)
+}
+
+/// Mounts whose configuration has an id, or the one at a path of that name.
+fn sharing<'a>(mounts: &[&'a Mounted], id: &str) -> Vec<&'a Mounted> {
+    let named: Vec<_> = mounts.iter().copied().filter(|mounted| id_of(mounted) == id).collect();
+    if named.is_empty() {
+        mounts.iter().copied().filter(|mounted| by_path(mounted, id)).collect()
+    } else {
+        named
+    }
+}
+
+/// All mounts if they are one to whoever asks.
+fn only(mounts: Vec<&Mounted>, same: impl Fn(&Mounted, &Mounted) -> bool) -> Vec<&Mounted> {
+    if mounts.windows(2).all(|pair| matches!(pair, [a, b] if same(a, b))) { mounts } else { Vec::new() }
 }
 
 /// File-system metrics go by the mount's path.

@@ -73,7 +73,7 @@ pub enum ConfigError {
         tried: String,
     },
     /// It has no section for the file system, which a mount needs.
-    #[error("no configuration information for rafs")]
+    #[error("no configuration information for rafs; add [rafs], which may be empty")]
     NoRafs,
     /// It parses, but says something that cannot be done.
     #[error("invalid configuration: {0}")]

@@ -133,6 +133,13 @@ impl File {
             )));
         };
         let has_rafs = self.rafs.is_some();
+        if !has_rafs {
+            remarks.push(
+                "there is no [rafs]: the command line serves with defaults, but a mount through the API is refused; add \
+                 [rafs], which may be empty"
+                    .to_owned(),
+            );
+        }
         let rafs = self.rafs.unwrap_or_default();
         let verify = settings::verify(rafs.verify.as_deref())?;
         let rafs = RafsSettings {

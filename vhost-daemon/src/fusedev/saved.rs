@@ -5,7 +5,7 @@
 
 use crate::daemon::{FsKind, MountConfig, MountRequest, StartupConfig};
 use crate::fuse::Agreed;
-use crate::mounts::{MountPath, Place};
+use crate::mounts::{MountPath, Place, Rested};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -25,6 +25,9 @@ pub(super) struct Saved {
     no_open: bool,
     no_opendir: bool,
     pub(super) mounts: Vec<SavedMount>,
+    /// Indexes of mounts that are gone, the one that has rested longest first. Older daemons do not say.
+    #[serde(default)]
+    pub(super) rested: Vec<Rested>,
 }
 
 /// One mount in the namespace.
@@ -62,7 +65,12 @@ pub(super) enum SavedError {
 }
 
 impl Saved {
-    pub(super) fn new(connection: Option<u32>, agreed: Agreed, mounts: Vec<SavedMount>) -> Self {
+    pub(super) fn new(
+        connection: Option<u32>,
+        agreed: Agreed,
+        mounts: Vec<SavedMount>,
+        rested: Vec<Rested>,
+    ) -> Self {
         Self {
             format: FORMAT.to_owned(),
             version: VERSION,
@@ -70,6 +78,7 @@ impl Saved {
             no_open: agreed.no_open,
             no_opendir: agreed.no_opendir,
             mounts,
+            rested,
         }
     }
 
@@ -100,7 +109,12 @@ impl Saved {
         if head.version != VERSION {
             return Err(SavedError::Version(head.version));
         }
-        serde_json::from_slice(bytes).map_err(|e| SavedError::Form(e.to_string()))
+        let saved: Self = serde_json::from_slice(bytes).map_err(|e| SavedError::Form(e.to_string()))?;
+        // That of the directories which lead to mounts.
+        if saved.rested.iter().any(|rested| rested.index == 0) {
+            return Err(SavedError::Mount("one that is gone had index 0".to_owned()));
+        }
+        Ok(saved)
     }
 }
 
@@ -164,6 +178,8 @@ impl SavedMount {
 mod tests {
     use super::*;
 
+    const RESTED: Rested = Rested { index: 9, generation: Some(7) };
+
     fn mount(config: &MountConfig) -> Result<SavedMount, SavedError> {
         let path = MountPath::parse("/a/b").unwrap();
         let place = Place { index: 7, generation: 9, at_root: false };
@@ -173,8 +189,8 @@ mod tests {
     #[test]
     fn what_is_saved_comes_back() {
         let agreed = Agreed { no_open: false, no_opendir: true };
-        let saved =
-            Saved::new(Some(55), agreed, vec![mount(&MountConfig::Text("{\"device\":1}".into())).unwrap()]);
+        let mounts = vec![mount(&MountConfig::Text("{\"device\":1}".into())).unwrap()];
+        let saved = Saved::new(Some(55), agreed, mounts, vec![RESTED]);
         let back = Saved::decode(&saved.encode().unwrap()).unwrap();
         assert_eq!(back, saved);
         assert_eq!(back.agreed(), agreed);
@@ -182,6 +198,15 @@ mod tests {
         let (request, index, generation) = back.mounts[0].request().unwrap();
         assert_eq!((request.path.as_str(), request.kind, index, generation), ("/a/b", FsKind::Rafs, 7, 9));
         assert!(matches!(request.config, MountConfig::Text(text) if text == "{\"device\":1}"));
+    }
+
+    #[test]
+    fn an_older_daemon_does_not_say_which_indexes_rest() {
+        let agreed = Agreed { no_open: true, no_opendir: true };
+        let saved = Saved::new(None, agreed, Vec::new(), vec![RESTED]).encode().unwrap();
+        let mut older: serde_json::Value = serde_json::from_slice(&saved).unwrap();
+        older.as_object_mut().unwrap().remove("rested").unwrap();
+        assert_eq!(Saved::decode(older.to_string().as_bytes()).unwrap().rested, []);
     }
 
     #[test]
@@ -193,6 +218,9 @@ mod tests {
         assert!(matches!(other, Err(SavedError::Form(_))));
         let newer = Saved::decode(br#"{"format":"rafsd-fuse","version":2,"new":true}"#);
         assert!(matches!(newer, Err(SavedError::Version(2))));
+        let agreed = Agreed { no_open: true, no_opendir: true };
+        let nowhere = Saved::new(None, agreed, Vec::new(), vec![Rested { index: 0, generation: None }]);
+        assert!(matches!(Saved::decode(&nowhere.encode().unwrap()), Err(SavedError::Mount(_))));
         let mut bad = mount(&MountConfig::Text(String::new())).unwrap();
         bad.index = 0;
         assert!(matches!(bad.request(), Err(SavedError::Mount(_))));

@@ -192,7 +192,7 @@ impl FuseMount {
             );
             mounts.push(saved.map_err(|e| DaemonError::Upgrade(e.to_string()))?);
         }
-        let saved = Saved::new(connection, self.server.agreed(), mounts);
+        let saved = Saved::new(connection, self.server.agreed(), mounts, self.namespace.rested());
         saved.encode().map_err(|e| DaemonError::Upgrade(e.to_string()))
     }
 
@@ -201,14 +201,19 @@ impl FuseMount {
         let daemon = self.daemon.upgrade().ok_or(DaemonError::NotReady)?;
         // The kernel holds node ids of the predecessor's mounts, and they say nothing but the index.
         for (path, place) in self.namespace.places() {
-            if let Some(theirs) = saved.mounts.iter().find(|mount| mount.meets(&path, place.index)) {
-                return Err(DaemonError::Upgrade(format!(
-                    "what was mounted at {path} before the take-over is in the place of the predecessor's {}; unmount \
-                     it, take over, and mount it again",
-                    theirs.path()
-                )));
-            }
+            let mut theirs = saved.mounts.iter().filter(|mount| mount.meets(&path, place.index));
+            let in_the_way = match theirs.next() {
+                Some(mount) => mount.path().to_owned(),
+                None if saved.rested.iter().any(|rested| rested.meets(place)) => {
+                    "one that is gone".to_owned()
+                }
+                None => continue,
+            };
+            return Err(DaemonError::Upgrade(format!(
+                "what was mounted at {path} before the take-over is in the place of a mount of the predecessor                  ({in_the_way}); unmount it, take over, and mount it again"
+            )));
         }
+        self.namespace.rest(&saved.rested);
         let mut done: Vec<MountPath> = Vec::new();
         for mount in &saved.mounts {
             let restored = mount.request().map_err(|e| DaemonError::Upgrade(e.to_string())).and_then(

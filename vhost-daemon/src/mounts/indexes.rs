@@ -81,6 +81,18 @@ impl Indexes {
         }
     }
 
+    /// Indexes that something had and nothing has now, the one that has rested longest first, and the identity of what
+    /// had them last.
+    pub(super) fn rested(&self) -> Vec<(u8, Option<u64>)> {
+        let mut rested: Vec<_> = (1..=u8::MAX)
+            .zip(&self.slots)
+            .filter(|(_, slot)| !slot.taken)
+            .filter_map(|(index, slot)| Some((slot.freed, index, slot.owner.as_ref()?.identity)))
+            .collect();
+        rested.sort_unstable();
+        rested.into_iter().map(|(_, index, identity)| (index, identity)).collect()
+    }
+
     /// Undoes [`Indexes::free`] when nothing else was taken since.
     pub(super) fn retake(&mut self, index: u8) {
         if let Some(slot) = self.slots.get_mut(usize::from(index).wrapping_sub(1)) {
@@ -146,5 +158,24 @@ mod tests {
         taken.sort_unstable();
         taken.dedup();
         assert_eq!(taken.len(), 255);
+    }
+
+    #[test]
+    fn what_rests_goes_on_resting_elsewhere() {
+        let mut before = Indexes::new();
+        let [a, b, c] = ["/a", "/b", "/c"].map(|path| before.take(path, Some(1)).unwrap());
+        before.free(b);
+        before.free(a);
+        assert_eq!(before.rested(), [(b, Some(1)), (a, Some(1))]);
+        let mut after = Indexes::new();
+        assert!(after.take_exactly(c, "/c", Some(1)));
+        for (index, _) in before.rested() {
+            after.retire(index);
+        }
+        after.retire(c);
+        assert_eq!(after.rested(), [(b, None), (a, None)], "one that is taken does not rest");
+        let given: Vec<u8> = (0..252).map(|n| after.take(&format!("/{n}"), Some(n)).unwrap()).collect();
+        assert!(!given.contains(&a) && !given.contains(&b), "while there are others");
+        assert_eq!(after.take("/more", Some(1)), Some(b));
     }
 }

@@ -28,7 +28,7 @@ pub use counters::{
     CLASSES, LATENCY_BOUNDS_US, OP_NAMES, OPS, Op, OpCounters, OpTotals, SIZE_BOUNDS, Timing,
 };
 pub use file_stats::{FileStat, FileStats};
-pub use namespace::{Namespace, NamespaceError};
+pub use namespace::{Namespace, NamespaceError, Rested};
 #[cfg(feature = "daemon")]
 pub use open::{OpenError, OpenedRafs, RafsSource, open_rafs};
 pub use passthrough::{Passthrough, PassthroughBackend, PassthroughError, PassthroughOptions};

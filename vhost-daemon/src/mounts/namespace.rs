@@ -12,6 +12,7 @@ use super::pseudo::Pseudo;
 use crate::fuse::GuestFs;
 use crate::fuse::abi::ROOT_NODE;
 use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,7 +34,7 @@ pub struct Namespace {
 pub(super) struct Table {
     /// By index; the one at 0 is never there.
     slots: Vec<Option<Arc<Slot>>>,
-    /// Indexes that were given out since the start.
+    /// Indexes that were given out, here or by a predecessor.
     known: Vec<bool>,
     by_path: BTreeMap<MountPath, u8>,
     pub pseudo: Pseudo,
@@ -47,6 +48,23 @@ pub(super) struct Slot {
     /// Node id of its root.
     pub root: u64,
     pub counters: Arc<OpCounters>,
+}
+
+/// An index that a mount had which is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rested {
+    /// 1 to 255.
+    pub index: u8,
+    /// [`Place::generation`] of an image; nothing else has node ids that could be good again.
+    pub generation: Option<u32>,
+}
+
+impl Rested {
+    /// Whether node ids of that mount would name files of something else if `place` were shown.
+    #[must_use]
+    pub fn meets(&self, place: Place) -> bool {
+        self.index == place.index && self.generation != Some(place.generation)
+    }
 }
 
 /// Why a namespace cannot be changed.
@@ -177,10 +195,32 @@ impl Namespace {
         expected.insert(path.clone(), place);
         // Generations that are given later are new ones.
         self.nameless.fetch_max(place.generation.saturating_add(1), Ordering::Relaxed);
+        self.remember(std::iter::once(place.index));
+    }
+
+    /// Indexes of mounts that are gone, the one that has rested longest first.
+    #[must_use]
+    pub fn rested(&self) -> Vec<Rested> {
+        let rested = self.lock().rested().into_iter();
+        rested.map(|(index, identity)| Rested { index, generation: identity.map(generation_of) }).collect()
+    }
+
+    /// Has indexes rest that mounts of a predecessor had: guests may hold node ids of them, which are stale. What is taken
+    /// here stays as it is.
+    pub fn rest(&self, rested: &[Rested]) {
+        let mut indexes = self.lock();
+        rested.iter().for_each(|rested| indexes.retire(rested.index));
+        self.remember(rested.iter().map(|rested| rested.index));
+    }
+
+    /// Node ids of these indexes are stale while nothing is mounted with them.
+    fn remember(&self, indexes: impl Iterator<Item = u8> + Clone) {
         self.table.rcu(|table| {
             let mut table = table.with(|_, _| {});
-            if let Some(known) = table.known.get_mut(usize::from(place.index)) {
-                *known = true;
+            for index in indexes.clone() {
+                if let Some(known) = table.known.get_mut(usize::from(index)) {
+                    *known = true;
+                }
             }
             table
         });
