@@ -210,7 +210,8 @@ impl FuseMount {
                 None => continue,
             };
             return Err(DaemonError::Upgrade(format!(
-                "what was mounted at {path} before the take-over is in the place of a mount of the predecessor                  ({in_the_way}); unmount it, take over, and mount it again"
+                "what was mounted at {path} before the take-over is in the place of a mount of the predecessor ({in_the_way}); \
+                 unmount it, take over, and mount it again"
             )));
         }
         self.namespace.rest(&saved.rested);

@@ -191,6 +191,8 @@ impl Namespace {
     /// Gives the next mount at `path` this place if its index is free and it is the same image: the one it had with a
     /// predecessor, whose node ids guests still hold. Node ids of an image that is not there any more become stale.
     pub fn expect(&self, path: &MountPath, place: Place) {
+        // Whoever changes the table holds this, or one change would undo another.
+        let _indexes = self.lock();
         let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
         expected.insert(path.clone(), place);
         // Generations that are given later are new ones.
@@ -213,17 +215,15 @@ impl Namespace {
         self.remember(rested.iter().map(|rested| rested.index));
     }
 
-    /// Node ids of these indexes are stale while nothing is mounted with them.
-    fn remember(&self, indexes: impl Iterator<Item = u8> + Clone) {
-        self.table.rcu(|table| {
-            let mut table = table.with(|_, _| {});
-            for index in indexes.clone() {
-                if let Some(known) = table.known.get_mut(usize::from(index)) {
-                    *known = true;
-                }
+    /// Node ids of these indexes are stale while nothing is mounted with them. The caller holds the lock of changes.
+    fn remember(&self, indexes: impl Iterator<Item = u8>) {
+        let mut table = self.table.load().with(|_, _| {});
+        for index in indexes {
+            if let Some(known) = table.known.get_mut(usize::from(index)) {
+                *known = true;
             }
-            table
-        });
+        }
+        self.table.store(Arc::new(table));
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Indexes> {
