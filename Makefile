@@ -49,9 +49,10 @@ demo: deps ## Pack a directory (DEMO_DIR=...), serve it, boot a Linux guest that
 	RAFSD_TEST_BIN_DIR=$(BIN_DIR) $(BIN_DIR)/demo $(DEMO_DIR)
 
 .PHONY: lint
-lint: ## Formatting and clippy, warnings are errors
+lint: ## Formatting and clippy, warnings are errors; the library without its daemon, too
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p rafsd --no-default-features -- -D warnings
 
 .PHONY: unit
 unit: deps ## All tests of the workspace, those with real guests included

@@ -4,6 +4,7 @@
 //!
 //! * [`layout`]: the bytes on disk, as plain structures. No logic, no I/O.
 //! * [`ids`]: the numbers that must not be mixed up, as types of their own.
+//! * [`guard`]: mapped memory whose bytes may vanish.
 //! * [`codec`]: compress, decompress, digest, decipher one unit of data.
 //! * [`image`]: opens and validates a bootstrap, and shows v5 and v6 as one read-only tree.
 //! * [`blob`]: what is known of the chunks inside one blob, and how to get one chunk's plain bytes.
@@ -17,6 +18,7 @@
 pub mod blob;
 pub mod cache;
 pub mod codec;
+pub mod guard;
 pub mod ids;
 pub mod image;
 pub mod lanes;

@@ -131,6 +131,11 @@ pub enum InodeError {
         /// Which rule.
         what: &'static str,
     },
+    /// Bytes of the bootstrap could not be read any more ([`Image::confirm`](super::Image::confirm)).
+    #[error(
+        "its bootstrap was cut short in place, or cannot be read any more: restore the file, and mount it anew"
+    )]
+    Lost,
 }
 
 impl InodeError {

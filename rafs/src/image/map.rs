@@ -2,18 +2,20 @@
 //!
 //! Owns: the mapping, and the only `unsafe` of this module. Does not own: what the bytes mean.
 //!
-//! A mapped file must stay as it is while an image is open: shortening it makes the kernel raise SIGBUS on
-//! the next access. Bootstraps are written once and replaced by rename, never in place.
+//! A mapped file should stay as it is while an image is open: bootstraps are written once and replaced by rename, never in
+//! place. One that is shortened all the same, or on a disk that fails, makes the kernel raise SIGBUS on the next access: see
+//! [`crate::guard`].
 #![allow(unsafe_code)]
 
+use crate::guard::Watch;
 use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::io;
 
 /// Where the bytes of a bootstrap live.
 pub(crate) enum Bytes {
-    /// Part of a file.
-    Mapped(Mmap),
+    /// Part of a file. The watch ends before the mapping.
+    Mapped(Watch, Mmap),
     /// Unpacked or given.
     Owned(Vec<u8>),
 }
@@ -32,15 +34,26 @@ impl Bytes {
         // bounds checks. Bytes that another process changes under us can only make a check fail; what a
         // file that is shortened does is said at the top of this file.
         let map = unsafe { MmapOptions::new().offset(offset).len(len).map(file)? };
-        Ok(Self::Mapped(map))
+        // SAFETY: the pages are the mapping's, which is dropped behind the watch.
+        let watch = unsafe { Watch::new(map.as_ptr(), len, false) };
+        Ok(Self::Mapped(watch, map))
     }
 
     /// All bytes.
     #[inline]
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(_, map) => map,
             Self::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Whether all that was read so far was there to be read.
+    #[inline]
+    pub(crate) fn is_whole(&self) -> bool {
+        match self {
+            Self::Mapped(watch, _) => watch.is_whole(),
+            Self::Owned(_) => true,
         }
     }
 }
@@ -48,7 +61,7 @@ impl Bytes {
 impl std::fmt::Debug for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let how = match self {
-            Self::Mapped(_) => "mapped",
+            Self::Mapped(..) => "mapped",
             Self::Owned(_) => "owned",
         };
         write!(f, "Bytes({how}, {} bytes)", self.as_slice().len())

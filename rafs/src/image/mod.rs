@@ -123,15 +123,30 @@ impl Image {
         if root.kind != FileKind::Directory {
             return Err(invalid(Defect::RootKind(root.number)));
         }
+        image.confirm().map_err(|e| invalid(Defect::Root(e)))?;
         Ok(image)
     }
 
+    /// Asked when an answer was made from this image: whether all bytes that it was made from were there. Once some were
+    /// not no answer is good any more; the image has to be opened anew. Means something only in a process that
+    /// [catches](crate::guard::catch) what the kernel says of missing bytes; others end at the access.
+    ///
+    /// # Errors
+    /// [`InodeError::Lost`].
+    #[inline]
+    pub fn confirm(&self) -> Result<(), InodeError> {
+        if self.base.bytes.is_whole() { Ok(()) } else { Err(InodeError::Lost) }
+    }
+
     /// Whether this is the same image as `other`: the same object, or opened from the same unchanged file under names
-    /// that mean the same blobs.
+    /// that mean the same blobs, and readable.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
-            || (self.origin.is_some() && self.origin == other.origin && self.blobs() == other.blobs())
+            || (self.confirm().is_ok()
+                && self.origin.is_some()
+                && self.origin == other.origin
+                && self.blobs() == other.blobs())
     }
 
     /// The name it was opened by, for messages.

@@ -418,6 +418,18 @@ impl Core {
         chunk: &ChunkRef,
         member: Option<&Member>,
     ) -> Result<Expected, ReadError> {
+        let expected = self.expected_of(info, chunk, member)?;
+        // A digest that was lost looks like one that never was.
+        self.image.confirm()?;
+        Ok(expected)
+    }
+
+    fn expected_of(
+        &self,
+        info: &BlobInfo,
+        chunk: &ChunkRef,
+        member: Option<&Member>,
+    ) -> Result<Expected, ReadError> {
         if self.image.version() == FsVersion::V5 {
             let record = self.image.chunk_record(chunk);
             return Ok(record.map_or(Expected::Nothing, |r| Expected::of_record(info.digester, &r)));

@@ -87,6 +87,31 @@ pub struct StoreMetrics {
     pub sizes: [SizeMetrics; STORE_SIZE_CLASSES.len() + 1],
 }
 
+impl StoreMetrics {
+    /// Adds what was asked of another store; the name stays.
+    pub fn add(&mut self, more: &Self) {
+        let pairs = [
+            (&mut self.requests, more.requests),
+            (&mut self.prefetch_requests, more.prefetch_requests),
+            (&mut self.in_flight, more.in_flight),
+            (&mut self.bytes, more.bytes),
+            (&mut self.missing, more.missing),
+            (&mut self.transient, more.transient),
+            (&mut self.corrupt, more.corrupt),
+            (&mut self.denied, more.denied),
+            (&mut self.latency_us, more.latency_us),
+        ];
+        let latencies = self.latency.iter_mut().zip(more.latency);
+        let sizes = self.sizes.iter_mut().zip(&more.sizes).flat_map(|(sum, more)| {
+            let of_class = sum.latency.iter_mut().zip(more.latency);
+            of_class.chain([(&mut sum.latency_us, more.latency_us)])
+        });
+        for (sum, more) in pairs.into_iter().chain(latencies).chain(sizes) {
+            *sum = sum.saturating_add(more);
+        }
+    }
+}
+
 /// Deliveries of one class of sizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SizeMetrics {

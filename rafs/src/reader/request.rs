@@ -126,9 +126,17 @@ impl Request {
         }
         let sink = state.sink.take();
         drop(state);
-        if let Some(sink) = sink {
-            self.over(None);
-            sink.finish(Ok(self.len));
+        let Some(sink) = sink else { return };
+        match self.owner.core.as_ref().map_or(Ok(()), |core| core.image.confirm()) {
+            Ok(()) => {
+                self.over(None);
+                sink.finish(Ok(self.len));
+            }
+            Err(lost) => {
+                let error = ReadError::from(lost);
+                self.over(Some(&error));
+                sink.finish(Err(error));
+            }
         }
     }
 

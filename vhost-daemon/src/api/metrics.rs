@@ -2,9 +2,7 @@
 
 use crate::daemon::Mounted;
 use crate::mounts::{CLASSES, OPS, OpTotals};
-use rafs::reader::{
-    EngineMetrics, ReaderMetrics, STORE_LATENCY_BUCKETS_MS, STORE_SIZE_CLASSES, SizeMetrics, StoreMetrics,
-};
+use rafs::reader::{EngineMetrics, ReaderMetrics, STORE_LATENCY_BUCKETS_MS, SizeMetrics, StoreMetrics};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -36,27 +34,19 @@ pub(super) fn fs(mounted: &Mounted) -> Value {
 /// Counters of the stores behind the mounts of one id; mounts of the same store share them.
 pub(super) fn backend(mounts: &[&Mounted], engine: &EngineMetrics) -> Value {
     let used = |store: &&StoreMetrics| mounts.iter().any(|mounted| mounted.store == store.store);
-    let stores: Vec<&StoreMetrics> = engine.stores.iter().filter(used).collect();
-    let sum = |of: &dyn Fn(&StoreMetrics) -> u64| {
-        stores.iter().fold(0_u64, |sum, store| sum.saturating_add(of(store)))
-    };
-    let size = |store: &StoreMetrics, class: usize| store.sizes.get(class).copied().unwrap_or_default();
-    let classes: [usize; STORE_SIZE_CLASSES.len() + 1] = std::array::from_fn(|class| class);
+    let mut sum = StoreMetrics::default();
+    engine.stores.iter().filter(used).for_each(|store| sum.add(store));
     let kind = mounts.first().and_then(|mounted| mounted.config.as_ref());
+    let errors: u64 = [sum.transient, sum.missing, sum.denied, sum.corrupt].iter().sum();
     json!({
         "backend_type": kind.map_or("", |config| config.backend.kind()),
-        "read_count": sum(&|s| s.requests.saturating_sub(s.in_flight)),
-        "read_errors": sum(&|s| [s.transient, s.missing, s.denied, s.corrupt].iter().sum()),
-        "read_amount_total": sum(&|s| s.bytes),
-        "read_cumulative_latency_millis_total": sum(&|s| s.latency_us) / 1000,
-        "read_cumulative_latency_millis_dist": classes.map(|class| sum(&|s| size(s, class).latency_us) / 1000),
-        "read_count_block_size_dist": classes.map(|class| sum(&|s| size(s, class).latency.iter().sum())),
-        "read_latency_sizes_dist": classes.map(|class| {
-            stores.iter().fold([0; CLASSES], |mut dist, store| {
-                dist.iter_mut().zip(latencies(&size(store, class))).for_each(|(sum, n)| *sum += n);
-                dist
-            })
-        }),
+        "read_count": sum.requests.saturating_sub(sum.in_flight),
+        "read_errors": errors,
+        "read_amount_total": sum.bytes,
+        "read_cumulative_latency_millis_total": sum.latency_us / 1000,
+        "read_cumulative_latency_millis_dist": sum.sizes.map(|class| class.latency_us / 1000),
+        "read_count_block_size_dist": sum.sizes.map(|class| class.latency.iter().sum::<u64>()),
+        "read_latency_sizes_dist": sum.sizes.map(|class| latencies(&class)),
     })
 }
 

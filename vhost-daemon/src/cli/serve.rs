@@ -45,6 +45,8 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
     raise_file_limit(common.rlimit_nofile);
     // A file that may not grow (`ulimit -f`) is an error of its write, as a full disk is, and not the end.
     signal_hook::flag::register(libc::SIGXFSZ, Arc::default()).context("cannot handle SIGXFSZ")?;
+    // What a front-end or an image loses is its own loss.
+    rafs::guard::catch().context("cannot handle SIGBUS")?;
     // Signals wait from here on, so that one that comes early ends the daemon in order too.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot wait for signals")?;
     let identity = Identity {

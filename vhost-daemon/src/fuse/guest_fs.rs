@@ -168,6 +168,16 @@ pub trait GuestFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
         sink: &mut dyn PlusSink,
     ) -> io::Result<()>;
 
+    /// Asked when an answer other than a READ's was made: whether what it was made from is still there. An answer that
+    /// is not confirmed reaches no guest.
+    ///
+    /// # Errors
+    ///
+    /// The errno for the guest, in the place of the answer.
+    fn confirm(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Whether OPEN and OPENDIR need no handle anywhere on this connection and may be answered with ENOSYS, so that
     /// guests stop sending them. Where it is false no ENOSYS of one mount may reach the guest, which would remember
     /// it for all of them.

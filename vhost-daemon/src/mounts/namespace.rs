@@ -12,7 +12,6 @@ use super::pseudo::Pseudo;
 use crate::fuse::GuestFs;
 use crate::fuse::abi::ROOT_NODE;
 use arc_swap::ArcSwap;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,7 +50,8 @@ pub(super) struct Slot {
 }
 
 /// An index that a mount had which is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "texts", derive(serde::Serialize, serde::Deserialize))]
 pub struct Rested {
     /// 1 to 255.
     pub index: u8,

@@ -18,6 +18,7 @@ use crate::fuse::{
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
 };
+use rafs::guard::nothing_lost;
 use std::ffi::CStr;
 use std::io;
 use std::time::Duration;
@@ -59,6 +60,11 @@ impl Slot {
     fn answered<T>(&self, op: Op, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let timing = self.counters.begin(op);
         let answer = call();
+        // Answers are large: what is good is not to be moved for this.
+        if let Err(lost) = self.confirm() {
+            self.counters.count(op, true, timing);
+            return Err(lost);
+        }
         self.counters.count(op, answer.is_err(), timing);
         self.softened(answer)
     }
@@ -73,9 +79,21 @@ impl Slot {
         }
     }
 
+    /// After an answer was made. Nobody is asked as long as nothing in this process was lost.
+    #[inline]
+    fn confirm(&self) -> io::Result<()> {
+        if nothing_lost() { Ok(()) } else { self.fs.confirm() }
+    }
+
+    /// Attributes of the mount's root.
+    fn root_stat(&self, ctx: &Context) -> io::Result<(libc::stat64, Duration)> {
+        let answer = self.fs.getattr(ctx, self.root, None);
+        self.confirm().and(answer)
+    }
+
     /// The mount's root as an entry of the directory that it is mounted in.
     fn root_entry(&self, ctx: &Context) -> io::Result<Entry> {
-        let (attr, _) = self.fs.getattr(ctx, self.root, None)?;
+        let (attr, _) = self.root_stat(ctx)?;
         Ok(Entry {
             inode: self.root,
             generation: self.place.generation.into(),
@@ -163,7 +181,7 @@ macro_rules! to_mount {
         match owner(&table, $node)? {
             Owner::Mount($slot) => {
                 let answer = $call;
-                $slot.softened(answer)
+                $slot.softened($slot.confirm().and(answer))
             }
             Owner::Pseudo(_) => Err(os($pseudo)),
         }
@@ -217,7 +235,7 @@ impl GuestFs for Namespace {
             |dir, table| dir.list(&table, offset, |name, number, slot, cookie| {
                 let (attr, generation) = match slot {
                     Some(slot) => {
-                        let (stat, _) = slot.fs.getattr(ctx, number, None)?;
+                        let (stat, _) = slot.root_stat(ctx)?;
                         (crate::fuse::attr(&stat, slot.fs.attr_flags(number)), slot.place.generation)
                     }
                     None => (PseudoDir::attr(number), 0),

@@ -154,9 +154,13 @@ impl RafsMount {
 
     /// The errno for an image error; what is wrong with the image is logged.
     fn refuse(&self, error: &InodeError) -> io::Error {
+        // Where bytes are missing nothing is what it seems.
+        let lost = self.image().confirm().err();
+        let error = lost.as_ref().unwrap_or(error);
         let errno = errno(error);
         if errno == libc::EIO {
-            self.shared.log.warn(|| format!("the image is corrupt: {error}"));
+            let name = self.image().name();
+            self.shared.log.warn(|| format!("the image {name} cannot be read: {error}"));
         }
         os(errno)
     }
@@ -250,6 +254,11 @@ impl GuestFs for RafsMount {
                 valid_secs,
             }))
         })
+    }
+
+    #[inline]
+    fn confirm(&self) -> io::Result<()> {
+        self.image().confirm().map_err(|e| self.refuse(&e))
     }
 
     fn stateless_open(&self) -> bool {

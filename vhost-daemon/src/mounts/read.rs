@@ -5,7 +5,7 @@
 
 use super::counters::OpCounters;
 use super::rafs_mount::{RafsMount, Shared, os};
-use crate::fuse::{ParkedRead, ReadIo, ReadStart};
+use crate::fuse::{GuestFs, ParkedRead, ReadIo, ReadStart};
 use rafs::image::{FileKind, Inode};
 use rafs::reader::{ReadError, ReadSink, Readiness, Run};
 use std::cell::RefCell;
@@ -36,7 +36,11 @@ impl RafsMount {
         io: &mut dyn ReadIo,
     ) -> io::Result<ReadStart> {
         let inode = self.inode(node)?;
-        let started = self.start(&inode, offset, size, io);
+        let started = match self.start(&inode, offset, size, io) {
+            // Confirmed when it is answered.
+            Ok(ReadStart::Parked) => Ok(ReadStart::Parked),
+            answered => self.confirm().and(answered),
+        };
         if let Some(files) = self.shared.files.get() {
             let wanted = inode.size.saturating_sub(offset).min(u64::from(size));
             files.note(inode.number.0, started.is_ok().then_some(wanted));

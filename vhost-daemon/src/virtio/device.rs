@@ -5,6 +5,7 @@
 
 use super::GuestMemory;
 use super::call::Call;
+use super::memory::{self, Mapped};
 use super::ring::{RingLayout, SIZE_MAX};
 use super::ring_state::SharedRing;
 use crate::fuse::{GuestFs, Server};
@@ -46,7 +47,7 @@ struct Region {
     user: u64,
     guest: u64,
     size: u64,
-    map: Arc<GuestRegionMmap<()>>,
+    map: Mapped,
 }
 
 /// Front-end addresses of a ring's parts.
@@ -80,14 +81,9 @@ impl<F: GuestFs> Device<F> {
 
     /// Hands the new memory, and the rings' places in it, to the rings.
     fn publish_memory(&self, state: &mut State) -> Result<()> {
-        let regions: Vec<_> = state.regions.iter().map(|r| Arc::clone(&r.map)).collect();
-        // The last region may go too: what is left has no place for a ring, and the type no constructor for it but this.
-        let memory = if regions.is_empty() {
-            GuestMemory::new()
-        } else {
-            GuestMemory::from_arc_regions(regions).map_err(|e| refuse(&e))?
-        };
-        let memory = Arc::new(memory);
+        // The last region may go too: what is left has no place for a ring.
+        let regions: Vec<_> = state.regions.iter().map(|r| r.map.clone()).collect();
+        let memory = Arc::new(GuestMemory::new(&regions).map_err(|e| refuse(&e))?);
         state.memory = Some(Arc::clone(&memory));
         for (index, ring) in self.rings.iter().enumerate() {
             let layout = state.layout(index, ring.lock().setup.size);
@@ -116,6 +112,7 @@ impl<F: GuestFs> Device<F> {
         if region.memory_size == 0
             || region.user_addr.checked_add(region.memory_size).is_none()
             || region.guest_phys_addr.checked_add(region.memory_size).is_none()
+            || !memory::in_whole_pages(&file, region.memory_size)
         {
             return Err(Error::InvalidParam);
         }
@@ -125,7 +122,7 @@ impl<F: GuestFs> Device<F> {
             user: region.user_addr,
             guest: region.guest_phys_addr,
             size: region.memory_size,
-            map: Arc::new(map),
+            map: Mapped::new(map).map_err(Error::ReqHandlerError)?,
         });
         state.regions.sort_by_key(|r| r.guest);
         Ok(())

@@ -10,6 +10,7 @@ mod deferred;
 mod device;
 mod guest_buf;
 mod harness;
+mod memory;
 mod parked;
 mod peers;
 mod pool;
@@ -22,9 +23,8 @@ mod test_fs;
 mod view;
 mod worker;
 
+use memory::GuestMemory;
+
 pub use crew::Crew;
 pub use harness::{Harness, HarnessWorker, RawDescriptor};
 pub use service::{Service, ServiceError, ServiceOptions};
-
-/// Guest memory of one connection; regions stay mapped as long as anybody holds a reference.
-type GuestMemory = vm_memory::GuestMemoryMmap<()>;

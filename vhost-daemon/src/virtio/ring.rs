@@ -50,6 +50,9 @@ pub(super) enum RingFault {
     /// The rings are not in guest memory, or not aligned.
     #[error("a part of the ring is not in guest memory")]
     Memory,
+    /// The file behind guest memory has lost bytes.
+    #[error("bytes of guest memory are gone: the front-end shortened its file, or huge pages ran out")]
+    Lost,
 }
 
 impl From<Fault> for RingFault {
@@ -154,6 +157,9 @@ impl Ring {
         let announced = avail.wrapping_sub(self.next_avail);
         if announced == 0 {
             return Ok(None);
+        }
+        if !self.view.memory().is_whole() {
+            return Err(RingFault::Lost);
         }
         if announced > size {
             return Err(RingFault::IndexJump { avail, next: self.next_avail, announced, size });

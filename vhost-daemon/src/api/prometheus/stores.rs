@@ -20,30 +20,12 @@ fn by_label(stores: &[StoreMetrics]) -> Vec<(String, StoreMetrics)> {
     for store in stores {
         let name = label(store);
         match all.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, sum)) => add(sum, store),
+            Some((_, sum)) => sum.add(store),
             None => all.push((name, store.clone())),
         }
     }
     all.sort_by(|a, b| a.0.cmp(&b.0));
     all
-}
-
-/// Sums what is shown here; `sizes` is not.
-fn add(sum: &mut StoreMetrics, more: &StoreMetrics) {
-    let pairs = [
-        (&mut sum.requests, more.requests),
-        (&mut sum.prefetch_requests, more.prefetch_requests),
-        (&mut sum.in_flight, more.in_flight),
-        (&mut sum.bytes, more.bytes),
-        (&mut sum.missing, more.missing),
-        (&mut sum.transient, more.transient),
-        (&mut sum.corrupt, more.corrupt),
-        (&mut sum.denied, more.denied),
-        (&mut sum.latency_us, more.latency_us),
-    ];
-    for (sum, more) in pairs.into_iter().chain(sum.latency.iter_mut().zip(more.latency)) {
-        *sum = sum.saturating_add(more);
-    }
 }
 
 /// The families of stores. `used` are mount paths and identities of their stores.
