@@ -112,9 +112,14 @@ impl<F: GuestFs> Device<F> {
         if region.memory_size == 0
             || region.user_addr.checked_add(region.memory_size).is_none()
             || region.guest_phys_addr.checked_add(region.memory_size).is_none()
-            || !memory::in_whole_pages(&file, region.memory_size)
         {
             return Err(Error::InvalidParam);
+        }
+        if !memory::in_whole_pages(&file, region.memory_size) {
+            let size = region.memory_size;
+            return Err(refuse(&format!(
+                "a memory region of {size:#x} bytes is cut out of huge pages; align it to them"
+            )));
         }
         let base = GuestAddress(region.guest_phys_addr);
         let map = GuestRegionMmap::new(region.mmap_region(file)?, base).ok_or(Error::InvalidParam)?;
