@@ -119,12 +119,14 @@ impl Passthrough {
         let dir = self.directory(new.dir)?;
         let name = single(new.name)?;
         let asked = file.flags.cast_signed() & CREATE_FLAGS;
+        // What cannot be opened is not to be made.
+        let held = self.share.take()?;
         let made = self.create_new(ctx, &dir, name, file.mode, asked);
         match made {
             Ok(fd) => {
                 let path_fd = self.proc.reopen(fd.as_fd(), libc::O_PATH)?;
                 let (inode, stat) = self.inodes.add(&self.proc, Some(&dir), path_fd)?;
-                let handle = self.files.add(OpenFile::new(&inode, fd));
+                let handle = self.files.add(OpenFile::new(&inode, fd, Some(held)));
                 Ok(Changed::Created(self.entry(&inode, &stat), handle, 0))
             }
             // Somebody on the host, or another guest, was quicker, or the guest's knowledge is old: then it is an open.
@@ -137,7 +139,7 @@ impl Passthrough {
                 };
                 match opened {
                     Ok(fd) => {
-                        let handle = self.files.add(OpenFile::new(&inode, fd));
+                        let handle = self.files.add(OpenFile::new(&inode, fd, Some(held)));
                         Ok(Changed::Created(self.entry(&inode, &stat), handle, 0))
                     }
                     Err(error) => {
@@ -172,6 +174,7 @@ impl Passthrough {
     fn tmpfile(&self, ctx: &Context, node: u64, file: CreateFile) -> io::Result<Changed> {
         let dir = self.directory(node)?;
         let asked = file.flags.cast_signed() & CREATE_FLAGS;
+        let held = self.share.take()?;
         let fd = {
             no_umask();
             let fd = dir.fd()?;
@@ -181,7 +184,7 @@ impl Passthrough {
         };
         let path_fd = self.proc.reopen(fd.as_fd(), libc::O_PATH)?;
         let (inode, stat) = self.inodes.add(&self.proc, Some(&dir), path_fd)?;
-        let handle = self.files.add(OpenFile::new(&inode, fd));
+        let handle = self.files.add(OpenFile::new(&inode, fd, Some(held)));
         Ok(Changed::Created(self.entry(&inode, &stat), handle, 0))
     }
 

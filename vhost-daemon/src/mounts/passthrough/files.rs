@@ -2,6 +2,7 @@
 //!
 //! Owns: handles. A handle is good for the node it was opened on and no other. Does not own: nodes, locks.
 
+use super::descriptors::Held;
 use super::inodes::Inode;
 use super::{Passthrough, os};
 use crate::fuse::FileOp;
@@ -19,11 +20,13 @@ pub(super) struct OpenFile {
     pub(super) number: u64,
     /// One listing at a time: a directory has one position.
     pub(super) listing: Mutex<()>,
+    /// Nothing for what is open during one request only.
+    _held: Option<Held>,
 }
 
 impl OpenFile {
-    pub(super) fn new(inode: &Inode, fd: OwnedFd) -> Self {
-        Self { fd, number: inode.number, listing: Mutex::default() }
+    pub(super) fn new(inode: &Inode, fd: OwnedFd, held: Option<Held>) -> Self {
+        Self { fd, number: inode.number, listing: Mutex::default(), _held: held }
     }
 }
 

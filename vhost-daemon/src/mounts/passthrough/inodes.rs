@@ -6,6 +6,8 @@
 //! A number is `slot << 48 | inode number`, where the slot stands for device and mount; so it is the same each time the
 //! same files are found in the same order, and `st_ino` is unique over all mounts below the directory.
 
+use super::descriptors::{Held, Share};
+use super::locks::Owner;
 use super::sys::FileHandle;
 use super::{DirFd, os};
 use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
@@ -43,7 +45,10 @@ impl Key {
 #[derive(Debug)]
 enum Place {
     /// `O_PATH`.
-    Fd(OwnedFd),
+    Fd {
+        fd: OwnedFd,
+        _held: Held,
+    },
     Handle(FileHandle, Arc<Mount>),
     /// The directory itself.
     Root(Arc<OwnedFd>),
@@ -66,8 +71,8 @@ pub(super) struct Inode {
     key: Key,
     place: Place,
     refs: AtomicU64,
-    /// Descriptors that hold the POSIX locks of an owner.
-    pub(super) locks: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+    /// What holds the POSIX locks of each owner.
+    pub(super) locks: Mutex<HashMap<u64, Arc<Owner>>>,
 }
 
 /// A descriptor of a node, borrowed or opened for the moment.
@@ -89,7 +94,7 @@ impl Inode {
     /// An `O_PATH` descriptor of the file.
     pub(super) fn fd(&self) -> io::Result<NodeFd<'_>> {
         match &self.place {
-            Place::Fd(fd) => Ok(NodeFd::Kept(fd.as_fd())),
+            Place::Fd { fd, .. } => Ok(NodeFd::Kept(fd.as_fd())),
             Place::Root(fd) => Ok(NodeFd::Kept(fd.as_fd())),
             Place::Handle(handle, mount) => {
                 handle.open(mount.fd.as_fd(), libc::O_PATH | libc::O_NOFOLLOW).map(NodeFd::Opened)
@@ -105,7 +110,7 @@ impl Inode {
         let flags =
             flags & !(libc::O_NOFOLLOW | libc::O_CREAT | libc::O_EXCL | libc::O_DIRECT) | libc::O_NOCTTY;
         match &self.place {
-            Place::Fd(fd) => proc.reopen(fd.as_fd(), flags),
+            Place::Fd { fd, .. } => proc.reopen(fd.as_fd(), flags),
             Place::Root(fd) => proc.reopen(fd.as_fd(), flags),
             Place::Handle(handle, mount) => handle.open(mount.fd.as_fd(), flags),
         }
@@ -128,6 +133,7 @@ pub(super) struct Inodes {
     /// Descriptors held by nodes, and how many there may be before handles are used.
     fds: AtomicUsize,
     fd_budget: usize,
+    share: Arc<Share>,
     mounts: Mutex<HashMap<u64, Option<Weak<Mount>>>>,
 }
 
@@ -142,7 +148,7 @@ fn wanted() -> StatxFlags {
 
 impl Inodes {
     /// Nodes below `root`, an `O_PATH` descriptor of a directory.
-    pub(super) fn new(root: Arc<OwnedFd>, fd_budget: usize) -> Self {
+    pub(super) fn new(root: Arc<OwnedFd>, fd_budget: usize, share: Arc<Share>) -> Self {
         // A directory that cannot be looked at now is one that no lookup leads back to.
         let key = stat_fd(root.as_fd()).map_or(Key { dev: (0, 0), ino: 0, mount: 0 }, |stat| Key::of(&stat));
         let root = Arc::new(Inode {
@@ -159,6 +165,7 @@ impl Inodes {
             tables: RwLock::default(),
             fds: AtomicUsize::new(0),
             fd_budget,
+            share,
             mounts: Mutex::default(),
         };
         inodes.know_device(&inodes.root);
@@ -214,7 +221,7 @@ impl Inodes {
         let tables = self.read();
         // A descriptor keeps the inode number from being used again; a handle does not.
         if let Some(known) = tables.by_key.get(&Key::of(&stat))
-            && matches!(known.place, Place::Fd(_))
+            && matches!(known.place, Place::Fd { .. })
         {
             known.refs.fetch_add(1, Ordering::Relaxed);
             return Ok((Arc::clone(known), stat));
@@ -244,9 +251,11 @@ impl Inodes {
         if let Some(known) = tables.by_key.get(&key) {
             let same = match (&known.place, &place) {
                 (Place::Handle(a, _), Place::Handle(b, _)) => a == b,
-                (Place::Fd(_) | Place::Root(_), _) => true,
+                (Place::Fd { .. } | Place::Root(_), _) => true,
                 // The number may have been used again since the handle was taken.
-                (Place::Handle(a, _), Place::Fd(fd)) => FileHandle::of(fd.as_fd()).is_ok_and(|b| *a == b),
+                (Place::Handle(a, _), Place::Fd { fd, .. }) => {
+                    FileHandle::of(fd.as_fd()).is_ok_and(|b| *a == b)
+                }
                 (Place::Handle(..), Place::Root(_)) => false,
             };
             if same {
@@ -282,14 +291,15 @@ impl Inodes {
         key: Key,
     ) -> io::Result<Place> {
         let held = self.fds.load(Ordering::Relaxed);
-        if held >= self.fd_budget
+        if (held >= self.fd_budget || self.share.is_scarce())
             && let Ok(handle) = FileHandle::of(fd.as_fd())
             && let Some(mount) = self.mount(proc, dir, fd.as_fd(), kind, key, &handle)
         {
             return Ok(Place::Handle(handle, mount));
         }
+        let held = self.share.take()?;
         self.fds.fetch_add(1, Ordering::Relaxed);
-        Ok(Place::Fd(fd))
+        Ok(Place::Fd { fd, _held: held })
     }
 
     /// A descriptor on the mount of `fd` that opens handles, if handles can be opened there at all.
@@ -326,7 +336,7 @@ impl Inodes {
     }
 
     fn gone(&self, place: &Place) {
-        if matches!(place, Place::Fd(_)) {
+        if matches!(place, Place::Fd { .. }) {
             self.fds.fetch_sub(1, Ordering::Relaxed);
         }
     }

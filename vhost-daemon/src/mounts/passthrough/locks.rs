@@ -5,6 +5,7 @@
 //! one thread tries waiting requests again, at once when a lock was dropped here, and every few milliseconds for those
 //! that somebody else drops. Does not own: the wire.
 
+use super::descriptors::Held;
 use super::files::OpenFile;
 use super::inodes::Inode;
 use super::sys::{Range, ofd_lock};
@@ -23,10 +24,17 @@ const WAITING_MAX: usize = 4096;
 /// How often waiting requests are tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(10);
 
+/// The open file that holds the POSIX locks of an owner on a node.
+#[derive(Debug)]
+pub(super) struct Owner {
+    fd: OwnedFd,
+    _held: Held,
+}
+
 /// What a lock is taken on.
 #[derive(Debug)]
 enum Target {
-    Posix(Arc<OwnedFd>, Range),
+    Posix(Arc<Owner>, Range),
     Flock(Arc<OpenFile>, FlockOperation),
 }
 
@@ -34,7 +42,7 @@ impl Target {
     /// Takes or drops it. `EAGAIN` when somebody else holds it.
     fn set(&self) -> io::Result<()> {
         match self {
-            Self::Posix(fd, range) => ofd_lock(fd.as_fd(), true, *range).map(drop),
+            Self::Posix(owner, range) => ofd_lock(owner.fd.as_fd(), true, *range).map(drop),
             Self::Flock(file, operation) => Ok(rustix::fs::flock(&file.fd, *operation)?),
         }
     }
@@ -161,12 +169,12 @@ impl Passthrough {
             Target::Flock(self.files.get(request.handle, &inode)?, operation)
         } else {
             let range = range(&request.lock)?;
-            let fd = self.owner_fd(&inode, request.owner)?;
+            let owner = self.owner(&inode, request.owner)?;
             if request.verb == LockVerb::Get {
-                let found = ofd_lock(fd.as_fd(), false, range)?;
+                let found = ofd_lock(owner.fd.as_fd(), false, range)?;
                 return Ok(LockReply::Holder(holder(found)));
             }
-            Target::Posix(fd, range)
+            Target::Posix(owner, range)
         };
         match target.set() {
             Ok(()) => {
@@ -185,28 +193,29 @@ impl Passthrough {
     }
 
     /// The open file that holds the locks of `owner`.
-    fn owner_fd(&self, inode: &Inode, owner: u64) -> io::Result<Arc<OwnedFd>> {
+    fn owner(&self, inode: &Inode, number: u64) -> io::Result<Arc<Owner>> {
         let mut locks = inode.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fd) = locks.get(&owner) {
-            return Ok(Arc::clone(fd));
+        if let Some(owner) = locks.get(&number) {
+            return Ok(Arc::clone(owner));
         }
         if inode.kind != libc::S_IFREG {
             return Err(os(libc::EINVAL));
         }
+        let held = self.share.take()?;
         let fd = inode.open(&self.proc, libc::O_RDWR).or_else(|_| inode.open(&self.proc, libc::O_RDONLY))?;
-        let fd = Arc::new(fd);
-        locks.insert(owner, Arc::clone(&fd));
-        Ok(fd)
+        let owner = Arc::new(Owner { fd, _held: held });
+        locks.insert(number, Arc::clone(&owner));
+        Ok(owner)
     }
 
     /// Drops all POSIX locks of `owner` on a node.
     pub(super) fn drop_locks(&self, inode: &Inode, owner: u64) {
         let mut locks = inode.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(fd) = locks.remove(&owner) {
+        if let Some(owner) = locks.remove(&owner) {
             drop(locks);
             // A request of the same owner that waits holds the descriptor too.
             let all = Range { kind: F_UNLCK, start: 0, len: 0, pid: 0 };
-            let _ = ofd_lock(fd.as_fd(), true, all);
+            let _ = ofd_lock(owner.fd.as_fd(), true, all);
             self.waiters.look();
         }
     }
@@ -220,8 +229,8 @@ impl Passthrough {
         let all = Range { kind: F_UNLCK, start: 0, len: 0, pid: 0 };
         for inode in self.inodes.all() {
             let held = std::mem::take(&mut *inode.locks.lock().unwrap_or_else(PoisonError::into_inner));
-            for fd in held.values() {
-                let _ = ofd_lock(fd.as_fd(), true, all);
+            for owner in held.values() {
+                let _ = ofd_lock(owner.fd.as_fd(), true, all);
             }
         }
         if self.options.flocks {

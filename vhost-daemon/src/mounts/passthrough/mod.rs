@@ -13,6 +13,7 @@
 
 mod backend;
 mod changes;
+mod descriptors;
 mod files;
 mod inodes;
 mod listing;
@@ -27,6 +28,7 @@ use crate::fuse::{
 use crate::mounts::rafs_mount::{empty_stat, empty_statfs};
 use crate::mounts::{INODE_BITS, INODE_MASK, Place};
 pub use backend::PassthroughBackend;
+use descriptors::Share;
 use files::Files;
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
@@ -104,6 +106,7 @@ pub struct Passthrough {
     options: PassthroughOptions,
     inodes: Inodes,
     files: Files,
+    share: Arc<Share>,
     waiters: Arc<Waiters>,
     proc: DirFd,
 }
@@ -141,8 +144,9 @@ fn single(name: &CStr) -> io::Result<&CStr> {
 impl Passthrough {
     /// Shows the directory `root` (`O_PATH`).
     fn new(root: Arc<OwnedFd>, proc: Arc<OwnedFd>, options: PassthroughOptions) -> Self {
-        let inodes = Inodes::new(root, options.fd_budget);
-        Self { options, inodes, files: Files::default(), waiters: Waiters::new(), proc: DirFd(proc) }
+        let share = Arc::new(Share::new());
+        let inodes = Inodes::new(root, options.fd_budget, Arc::clone(&share));
+        Self { options, inodes, files: Files::default(), share, waiters: Waiters::new(), proc: DirFd(proc) }
     }
 
     /// Ends what waits for a lock.
@@ -226,7 +230,7 @@ impl Passthrough {
             return self.files.get(handle, inode);
         }
         let fd = inode.open(&self.proc, flags)?;
-        Ok(Arc::new(files::OpenFile::new(inode, fd)))
+        Ok(Arc::new(files::OpenFile::new(inode, fd, None)))
     }
 
     fn read_from(&self, read: &ReadAt, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
@@ -459,16 +463,18 @@ impl FileSystem for Passthrough {
             _ => return Err(os(libc::ENXIO)),
         }
         let kill = fuse_flags & abi::OPEN_KILL_SUIDGID != 0;
+        let held = self.share.take()?;
         let fd = sys::killing_suidgid(kill, || inode.open(&self.proc, flags.cast_signed()))?;
-        let handle = self.files.add(files::OpenFile::new(&inode, fd));
+        let handle = self.files.add(files::OpenFile::new(&inode, fd, Some(held)));
         Ok((Some(handle), OpenOptions::empty(), None))
     }
 
     fn opendir(&self, _ctx: &Context, inode: u64, _flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
         let dir = self.directory(inode)?;
         self.inodes.know_device(&dir);
+        let held = self.share.take()?;
         let fd = dir.open(&self.proc, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let handle = self.files.add(files::OpenFile::new(&dir, fd));
+        let handle = self.files.add(files::OpenFile::new(&dir, fd, Some(held)));
         Ok((Some(handle), OpenOptions::empty()))
     }
 
