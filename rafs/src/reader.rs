@@ -317,6 +317,12 @@ impl Reader {
         }
     }
 
+    /// How long a read may take.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.owner.patience
+    }
+
     /// Reads and waits: the number of bytes is less than asked for only at the end of the file.
     ///
     /// # Errors

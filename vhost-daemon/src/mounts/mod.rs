@@ -5,6 +5,7 @@
 
 mod attributes;
 mod backend;
+mod backlog;
 mod counters;
 mod file_stats;
 mod indexes;

@@ -5,6 +5,7 @@
 
 use super::attributes::{BLOCK_SIZE, IdShift, Nodes, entry_type};
 use super::backend::{Backend, Place};
+use super::backlog::Backlog;
 use super::counters::OpCounters;
 use super::file_stats::FileStats;
 use crate::fuse::abi::FileLock;
@@ -38,6 +39,8 @@ pub struct RafsMountOptions {
 #[derive(Debug)]
 pub struct RafsMount {
     pub(super) shared: Arc<Shared>,
+    /// Of the guest that sees it here.
+    pub(super) backlog: Arc<Backlog>,
     nodes: Nodes,
     xattr: bool,
     timeout: Duration,
@@ -62,7 +65,8 @@ impl Backend for RafsMount {
     fn at(&self, place: Place) -> Arc<dyn GuestFs> {
         let nodes = Nodes::new(place, self.image().root(), self.ids);
         let (xattr, timeout, identity, ids) = (self.xattr, self.timeout, self.identity, self.ids);
-        Arc::new(Self { shared: Arc::clone(&self.shared), nodes, xattr, timeout, identity, ids })
+        let shared = Arc::clone(&self.shared);
+        Arc::new(Self { shared, backlog: Arc::default(), nodes, xattr, timeout, identity, ids })
     }
 
     fn root(&self) -> u64 {
@@ -104,7 +108,8 @@ impl RafsMount {
             files: OnceLock::new(),
         };
         let (xattr, timeout) = (options.xattr, options.timeout);
-        Self { shared: Arc::new(shared), nodes, xattr, timeout, identity: None, ids: None }
+        let shared = Arc::new(shared);
+        Self { shared, backlog: Arc::default(), nodes, xattr, timeout, identity: None, ids: None }
     }
 
     /// Says what tells this image from others ([`Backend::identity`]).

@@ -3,6 +3,7 @@
 //! Owns: the decision, and the way back from the fetch side to the guest. Does not own: what "here" means
 //! (`rafs::reader`).
 
+use super::backlog::{Pass, Wanted};
 use super::counters::OpCounters;
 use super::rafs_mount::{RafsMount, Shared, os};
 use crate::fuse::{GuestFs, ParkedRead, ReadIo, ReadStart};
@@ -13,7 +14,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Largest READ, bytes. INIT agrees on 1 MiB; a guest that asks for more than this made it up.
 const READ_MAX: u64 = 16 << 20;
@@ -106,12 +107,7 @@ impl RafsMount {
 
     fn park(&self, inode: &Inode, offset: u64, len: u32, io: &mut dyn ReadIo) -> io::Result<ReadStart> {
         let parked = io.park().ok_or_else(|| os(libc::EIO))?;
-        self.shared.reader.fetch(
-            inode,
-            offset,
-            len,
-            Box::new(Sink { parked, flight: Flight::new(&self.shared) }),
-        );
+        self.backlog.fetch(&self.shared, Wanted { inode: *inode, offset, len }, parked);
         Ok(ReadStart::Parked)
     }
 
@@ -122,23 +118,35 @@ impl RafsMount {
 }
 
 /// The fetch side's view of a parked reply.
-struct Sink {
-    parked: Box<dyn ParkedRead>,
-    flight: Flight,
+pub(super) struct Sink {
+    pub(super) parked: Box<dyn ParkedRead>,
+    pub(super) flight: Flight,
+    /// Given back behind the answer.
+    pub(super) pass: Pass,
 }
 
 /// One read that is on its way, counted as long as this lives.
-struct Flight {
+pub(super) struct Flight {
     parked: Arc<AtomicUsize>,
     counters: Arc<OpCounters>,
     start: Instant,
 }
 
 impl Flight {
-    fn new(shared: &Shared) -> Self {
+    pub(super) fn new(shared: &Shared) -> Self {
         shared.parked.fetch_add(1, Ordering::AcqRel);
         let (parked, counters) = (Arc::clone(&shared.parked), Arc::clone(&shared.counters));
         Self { parked, counters, start: Instant::now() }
+    }
+
+    /// How long it has been under way.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Counts it as one that failed.
+    pub(super) fn failed(&self) {
+        self.counters.read_failed();
     }
 }
 
@@ -159,9 +167,13 @@ impl ReadSink for Sink {
 
     fn finish(self: Box<Self>, result: Result<usize, ReadError>) {
         match &result {
-            Ok(bytes) => self.flight.counters.read_waited(*bytes, self.flight.start.elapsed()),
-            Err(_) => self.flight.counters.read_failed(),
+            Ok(bytes) => self.flight.counters.read_waited(*bytes, self.flight.elapsed()),
+            Err(_) => self.flight.failed(),
         }
-        self.parked.finish(result.map_err(|e| e.errno()));
+        let Self { parked, flight, pass } = *self;
+        parked.finish(result.map_err(|e| e.errno()));
+        // What waits behind it begins while this still counts.
+        drop(pass);
+        drop(flight);
     }
 }
