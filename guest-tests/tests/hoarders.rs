@@ -104,6 +104,61 @@ impl Hoarder {
     }
 }
 
+/// Pieces of each scattered answer.
+const PIECES: u64 = 1000;
+/// Scattered requests at once.
+const SCATTERED: u16 = 8192;
+/// What they may cost, KiB: the room there is, and the fetch side's part. All of them would cost 128 MiB and more.
+const SCATTERED_KIB: u64 = 96 << 10;
+
+#[test]
+fn scattered_requests_that_wait_have_a_room_of_bounded_size() {
+    let (store, dir) = (Store::new(), directory());
+    let daemon = store.daemon(dir.path(), 60);
+    store.server.set(|s| s.held = true);
+    let options = Options { queue_size: SCATTERED, memory_mib: 64, ..Options::default() };
+    let mut client = Client::connect(&daemon.socket, &options).unwrap();
+    let node = client.resolve(b"/file").unwrap().node;
+    let before = usage(daemon.process.id()).unwrap().anon_kib;
+    let device = &mut client.session.device;
+    // One request, one table and one place for the answers serve all of them.
+    let body = read_in(0, 0, 4096);
+    let len = 40 + u32::try_from(body.len()).unwrap();
+    let request = device.buffers.alloc(4096).unwrap().gpa;
+    device.mem.write(request, &[&in_header(len, READ, 1000, node)[..], &body].concat()).unwrap();
+    let answers = device.buffers.alloc(64 << 10).unwrap().gpa;
+    let table = device.buffers.alloc(64 << 10).unwrap().gpa;
+    let mut segments = vec![Segment { gpa: request, len, writable: false }];
+    segments.extend((0..PIECES).map(|n| Segment { gpa: answers + n * 16, len: 8, writable: true }));
+    for _ in 0..SCATTERED {
+        device.rings[1].add(&device.mem, &segments, Some(table)).unwrap();
+    }
+    device.rings[1].publish(&device.mem).unwrap();
+    device.rings[1].kick_now().unwrap();
+    let mut lengths = Vec::new();
+    until("those without room to be told so", || {
+        while let Some((_, len)) = device.rings[1].pop_used(&device.mem).unwrap() {
+            lengths.push(len);
+        }
+        let now = usage(daemon.process.id()).unwrap().anon_kib;
+        assert!(now < before + SCATTERED_KIB, "{} KiB", now - before);
+        lengths.len() > usize::from(SCATTERED) / 3
+    });
+    assert!(lengths.iter().all(|len| *len == HEADER), "something was answered without the store");
+    store.server.set(|s| s.held = false);
+    until("the others to be answered", || {
+        while let Some((_, len)) = device.rings[1].pop_used(&device.mem).unwrap() {
+            lengths.push(len);
+        }
+        lengths.len() == usize::from(SCATTERED)
+    });
+    let answered = lengths.iter().filter(|len| **len == 4096 + HEADER).count();
+    println!("{answered} of {SCATTERED} waited");
+    assert!(answered > 3000, "{answered}");
+    // There is room again.
+    assert_eq!(client.read(node, 0, 8 << 20, 4096).unwrap(), store.data[8 << 20..][..4096]);
+}
+
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
 }

@@ -82,8 +82,8 @@ pub trait ReadIo {
     fn zero(&mut self, at: usize, len: usize);
 
     /// Takes the reply out of the worker's hands. What it returns answers the request, now or later;
-    /// dropped without an answer, it answers EIO. `None` if the transport cannot park (then the read
-    /// must be finished in place).
+    /// dropped without an answer, it answers EIO. `None` if the transport cannot park, or has no room for
+    /// more that waits (then the read must be finished in place, or fail).
     fn park(&mut self) -> Option<Box<dyn ParkedRead>>;
 }
 

@@ -423,7 +423,7 @@ mod tests {
     fn nothing_is_given_back_to_memory_that_was_taken_away() {
         let server =
             Arc::new(Server::new(Arc::new(TestFs::new(|| ())), InitLimits { request_queues: 1, flags: 0 }));
-        let ring = Arc::new(SharedRing::new(0));
+        let ring = Arc::new(SharedRing::new(0, Arc::default()));
         let device = Device::new(server, vec![Arc::clone(&ring)]);
         let memory = tempfile::tempfile().unwrap();
         memory.set_len(0x4000).unwrap();

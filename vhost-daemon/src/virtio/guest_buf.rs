@@ -83,6 +83,11 @@ impl GuestBuf {
         }
     }
 
+    /// Bytes that a second handle takes.
+    pub(super) fn weight(&self) -> usize {
+        size_of::<Self>() + size_of_val(self.segments.as_slice())
+    }
+
     /// Bytes.
     pub(super) fn len(&self) -> usize {
         self.len

@@ -74,7 +74,7 @@ impl<F: GuestFs + 'static> Harness<F> {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_SIZE)])
             .map(Arc::new)
             .map_err(|e| io::Error::other(e.to_string()))?;
-        let ring = Arc::new(SharedRing::new(1));
+        let ring = Arc::new(SharedRing::new(1, Arc::default()));
         let told = File::from(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let call = Arc::new(Call::new(told.try_clone()?));
         let layout = RingLayout { size: RING_SIZE, desc: DESC, avail: AVAIL, used: USED, event_idx: true };

@@ -10,6 +10,7 @@ mod deferred;
 mod device;
 mod guest_buf;
 mod harness;
+mod lot;
 mod memory;
 mod parked;
 mod peers;

@@ -4,6 +4,7 @@
 //! nobody any more. Does not own: what is being waited for.
 
 use super::guest_buf::GuestBuf;
+use super::lot::Space;
 use super::ring_state::{Notify, SharedRing};
 use crate::fuse::ParkedRead;
 use crate::fuse::abi::OutHeader;
@@ -27,6 +28,8 @@ pub(super) struct Slot {
     /// nobody else waiting for the lock.
     forgotten: AtomicBool,
     buf: Mutex<Option<GuestBuf>>,
+    /// What it takes of its socket's room.
+    _space: Space,
 }
 
 impl Slot {
@@ -88,7 +91,14 @@ pub(super) struct Parked(Arc<Slot>);
 
 impl Parked {
     /// Parks the reply of `head`, taken from `ring` in `life`.
-    pub(super) fn new(ring: &Arc<SharedRing>, life: u64, head: u16, unique: u64, buf: GuestBuf) -> Self {
+    pub(super) fn new(
+        ring: &Arc<SharedRing>,
+        life: u64,
+        head: u16,
+        unique: u64,
+        buf: GuestBuf,
+        space: Space,
+    ) -> Self {
         let slot = Slot {
             ring: Arc::clone(ring),
             life,
@@ -96,6 +106,7 @@ impl Parked {
             unique,
             forgotten: AtomicBool::new(false),
             buf: Mutex::new(Some(buf)),
+            _space: space,
         };
         let slot = Arc::new(slot);
         ring.park(head, Arc::clone(&slot));

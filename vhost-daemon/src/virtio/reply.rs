@@ -40,9 +40,11 @@ pub(super) struct InHand<'a> {
 }
 
 impl InHand<'_> {
-    /// Parks the reply; who has the result answers it.
-    pub(super) fn parked(&self) -> Parked {
-        Parked::new(self.ring, self.life, self.head, self.unique, self.buf.duplicate())
+    /// Parks the reply, with `more` bytes that wait beside it; who has the result answers it. `None` when all that waits
+    /// on this socket has no room for it.
+    pub(super) fn parked(&self, more: usize) -> Option<Parked> {
+        let space = self.ring.room(self.buf.weight() + more)?;
+        Some(Parked::new(self.ring, self.life, self.head, self.unique, self.buf.duplicate(), space))
     }
 
     /// Puts an error in place; returns the bytes it takes.
@@ -69,7 +71,7 @@ impl Room for InHand<'_> {
     }
 
     fn park(&mut self) -> Option<Parked> {
-        Some(self.parked())
+        self.parked(0)
     }
 }
 

@@ -8,6 +8,7 @@
 use super::GuestMemory;
 use super::call::Call;
 use super::crew::Seat;
+use super::lot::{Lot, Space};
 use super::parked::Slot;
 use super::ring::{Ring, RingFault, RingLayout};
 use crate::log_limit::LogLimit;
@@ -73,6 +74,8 @@ pub(super) struct SharedRing {
     state: Mutex<RingState>,
     drained: Condvar,
     parked: Mutex<HashMap<u16, Arc<Slot>>>,
+    /// Shared with the socket's other rings.
+    lot: Arc<Lot>,
     /// Its place in the crew, once it has one.
     seat: OnceLock<Seat>,
     log: LogLimit,
@@ -98,12 +101,13 @@ impl RingState {
 
 impl SharedRing {
     /// A ring that nothing is known of yet.
-    pub(super) fn new(index: usize) -> Self {
+    pub(super) fn new(index: usize, lot: Arc<Lot>) -> Self {
         Self {
             index,
             state: Mutex::default(),
             drained: Condvar::new(),
             parked: Mutex::default(),
+            lot,
             seat: OnceLock::new(),
             log: LogLimit::default(),
         }
@@ -200,6 +204,17 @@ impl SharedRing {
         if owed || given.is_err() {
             self.wake();
         }
+    }
+
+    /// Room for something that waits.
+    pub(super) fn room(&self, bytes: usize) -> Option<Space> {
+        // Of what is counted nowhere: the reply's own place, and what whoever answers it keeps.
+        const BESIDE: usize = 512;
+        let space = self.lot.take(bytes + BESIDE);
+        if space.is_none() {
+            self.complain(|| "more requests wait than there is room for; they get errors".to_owned());
+        }
+        space
     }
 
     /// Remembers a parked reply, so that a stop can answer it.

@@ -172,8 +172,9 @@ impl Service {
         crew: &Crew,
     ) -> Result<(), VhostUserError> {
         let mut rings = QuitOnDrop(Vec::new());
+        let lot = Arc::default();
         for index in 0..=usize::from(self.options.request_queues) {
-            let ring = Arc::new(SharedRing::new(index));
+            let ring = Arc::new(SharedRing::new(index, Arc::clone(&lot)));
             let worker = Worker::new(Arc::clone(&ring), Arc::clone(server), Arc::clone(&self.pool));
             ring.sit(crew.enter(Arc::new(worker)).map_err(VhostUserError::ReqHandlerError)?);
             rings.0.push(ring);

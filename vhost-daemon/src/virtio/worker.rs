@@ -198,7 +198,10 @@ impl<F: GuestFs + 'static> Worker<F> {
             Ok(Outcome::Replied(len)) => Some(len),
             Ok(Outcome::Parked) => None,
             Ok(Outcome::Blocks) => {
-                let deferred = Deferred::new(reply.room.parked(), bytes, reply.request.duplicate());
+                let Some(parked) = reply.room.parked(bytes.len() + reply.request.weight()) else {
+                    return Some(reply.room.error(libc::ENOMEM));
+                };
+                let deferred = Deferred::new(parked, bytes, reply.request.duplicate());
                 let (ring, server) = (Arc::clone(&self.ring), Arc::clone(server));
                 self.pool.run(Box::new(move || deferred.handle(&ring, &server)));
                 None
