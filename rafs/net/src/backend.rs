@@ -253,9 +253,7 @@ fn parse(kind: &str, section: &Value, remarks: &mut Vec<String>) -> Result<Backe
                     Some(region.ok_or_else(|| invalid("oss signature_version \"v4\" needs a \"region\""))?)
                 }
                 Some(other) => {
-                    return Err(invalid(format!(
-                        "oss signature_version is \"{other}\"; use \"v1\" or \"v4\""
-                    )));
+                    return Err(invalid(format!("oss signature_version is {other:?}; use \"v1\" or \"v4\"")));
                 }
             };
             let options = OssOptions {
@@ -275,7 +273,7 @@ fn parse(kind: &str, section: &Value, remarks: &mut Vec<String>) -> Result<Backe
             Ok(Backend::HttpProxy(options, Box::new(http(kind, common, remarks)?)))
         }
         other => Err(invalid(format!(
-            "unknown backend type \"{other}\"; this version knows localfs, localdisk, registry, oss, s3 and http-proxy"
+            "unknown backend type {other:?}; this version knows localfs, localdisk, registry, oss, s3 and http-proxy"
         ))),
     }
 }
@@ -288,7 +286,7 @@ fn scheme(kind: &str, text: Option<&str>) -> Result<Scheme, NetError> {
     match text {
         None | Some("" | "https") => Ok(Scheme::Https),
         Some("http") => Ok(Scheme::Http),
-        Some(other) => Err(invalid(format!("{kind} scheme is \"{other}\"; use \"http\" or \"https\""))),
+        Some(other) => Err(invalid(format!("{kind} scheme is {other:?}; use \"http\" or \"https\""))),
     }
 }
 

@@ -18,6 +18,7 @@ pub use settings::{CacheSettings, IdMapping, PrefetchSettings, RafsSettings};
 pub(crate) use shown::masked;
 
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -67,7 +68,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// No reader understands the text.
-    #[error("failed to parse configuration information: {tried}")]
+    #[error("failed to parse configuration information: {}", in_one_line(tried))]
     Parse {
         /// What each reader said.
         tried: String,
@@ -76,8 +77,17 @@ pub enum ConfigError {
     #[error("no configuration information for rafs; add [rafs], which may be empty")]
     NoRafs,
     /// It parses, but says something that cannot be done.
-    #[error("invalid configuration: {0}")]
+    #[error("invalid configuration: {}", in_one_line(.0))]
     Invalid(String),
+}
+
+/// What a sentence quotes of a file may have line ends, which would make more lines of a log of it.
+fn in_one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(plain).collect()
 }
 
 impl From<rafs_net::NetError> for ConfigError {
@@ -257,6 +267,9 @@ mod tests {
             (V1.replace("localfs", "registry"), "backend registry"),
             (V2.replace("type = \"localfs\"", "type = \"s3\""), "[backend.s3]"),
             (V1.replace("localfs", "ftp"), "unknown backend type"),
+            (V1.replace("localfs", "f\\nt\\u001bp"), r#"unknown backend type "f\nt\u{1b}p""#),
+            (V2.replace("\"localfs\"", "\"\"\"f\nt\r\np\"\"\""), r#"unknown backend type "f\nt"#),
+            (V1.replace("blobcache", "blob\\ncache"), r#"unknown cache type "blob\ncache""#),
             (V1.replace("/blobs", ""), "needs \"dir\""),
             (V1.replace("/cache", ""), "work_dir"),
             (

@@ -142,13 +142,13 @@ pub(super) fn cache_dir(
             // A section that does not say it means the working directory.
             Some(None) => Ok(Some(PathBuf::from("."))),
             Some(Some(dir)) if !dir.as_os_str().is_empty() => Ok(Some(dir)),
-            Some(_) => Err(ConfigError::Invalid(format!("cache \"{kind}\" has an empty \"work_dir\""))),
-            None => Err(ConfigError::Parse { tried: format!("cache \"{kind}\" needs a section with \"work_dir\"") }),
+            Some(_) => Err(ConfigError::Invalid(format!("cache {kind:?} has an empty \"work_dir\""))),
+            None => Err(ConfigError::Parse { tried: format!("cache {kind:?} needs a section with \"work_dir\"") }),
         },
         "fscache" => Err(ConfigError::Invalid(
             "cache \"fscache\" needs the kernel's cachefiles, which this daemon does not drive; use \"blobcache\"".to_owned(),
         )),
-        other => Err(ConfigError::Invalid(format!("unknown cache type \"{other}\"; use \"blobcache\""))),
+        other => Err(ConfigError::Invalid(format!("unknown cache type {other:?}; use \"blobcache\""))),
     }
 }
 
@@ -157,7 +157,7 @@ pub(super) fn verify(value: Option<&str>) -> Result<bool, ConfigError> {
     match value {
         None | Some("on") => Ok(true),
         Some("off") => Ok(false),
-        Some(other) => Err(ConfigError::Invalid(format!("verify is \"{other}\"; use \"on\" or \"off\""))),
+        Some(other) => Err(ConfigError::Invalid(format!("verify is {other:?}; use \"on\" or \"off\""))),
     }
 }
 
@@ -166,7 +166,7 @@ impl RafsSettings {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if !matches!(self.mode.as_str(), "direct" | "cached") {
             let mode: String = self.mode.chars().take(40).collect();
-            return Err(ConfigError::Invalid(format!("mode is \"{mode}\"; use \"direct\"")));
+            return Err(ConfigError::Invalid(format!("mode is {mode:?}; use \"direct\"")));
         }
         if self.amplify_io > AMPLIFY_MAX {
             return Err(ConfigError::Invalid(format!(

@@ -128,9 +128,7 @@ impl File {
         let section =
             section.cloned().or_else(|| (!rafs_net::Backend::is_known(&kind)).then_some(Value::Null));
         let Some(section) = section else {
-            return Err(ConfigError::Invalid(format!(
-                "backend \"{kind}\" needs its section [backend.{kind}]"
-            )));
+            return Err(ConfigError::Invalid(format!("backend {kind:?} needs its section [backend.{kind}]")));
         };
         let has_rafs = self.rafs.is_some();
         if !has_rafs {
