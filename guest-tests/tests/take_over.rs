@@ -317,6 +317,36 @@ fn a_killed_daemon_is_replaced_under_load_and_no_request_is_lost() {
 }
 
 #[test]
+fn a_successor_with_another_api_socket_is_told_what_is_in_its_place() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let mut old = setting.supervised("api0", &[]);
+    let kept = setting.save("api0").unwrap();
+    old.kill().unwrap();
+    let refused = || {
+        let mut daemon = setting.start_supervised("api1", &[]).unwrap();
+        assert!(!daemon.wait(LIMIT).unwrap().success());
+        let said = daemon.output();
+        assert!(said.contains("--apisock") && said.contains("umount -l"), "{said}");
+        assert!(setting.is_mounted().unwrap());
+    };
+    // Its device is held: nobody answers. Then it is not: the kernel does.
+    refused();
+    drop(kept);
+    refused();
+    // Where a daemon lives, another is mounted on top of it.
+    rustix::mount::unmount(setting.mountpoint(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    let mut below = setting.supervised("api1", &[]);
+    let mut above = setting.supervised("api2", &[]);
+    above.terminate().unwrap();
+    assert!(above.wait(LIMIT).unwrap().success(), "{}", above.output());
+    assert!(setting.is_mounted().unwrap());
+    setting.ends(&mut below);
+}
+
+#[test]
 fn a_directory_stays_with_a_daemon_that_lives_and_comes_back_after_a_crash() {
     if !possible() {
         return;

@@ -2,13 +2,15 @@
 //!
 //! Owns: these. Does not own: requests.
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// Shown as the mount's source.
 const SOURCE: &str = "rafs";
@@ -16,6 +18,8 @@ const SOURCE: &str = "rafs";
 const MAX_READ: u32 = 1_052_672;
 /// Read-ahead of the mount, KiB: as large as one request can be.
 const READ_AHEAD_KIB: u32 = 1024;
+/// How long a FUSE mount that is in our place may take to answer before it counts as one whose daemon ended.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a mount does not come about.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,17 @@ pub enum FuseError {
         /// The directory.
         path: PathBuf,
         /// Why.
+        source: io::Error,
+    },
+    /// The directory is a FUSE mount that nobody serves.
+    #[error(
+        "cannot mount on {path}: {source}; a FUSE mount whose daemon ended is there: start its successor with the same \
+         --apisock, or unmount it (umount -l {path})"
+    )]
+    Abandoned {
+        /// The directory.
+        path: PathBuf,
+        /// What it answers.
         source: io::Error,
     },
     /// The device.
@@ -77,8 +92,17 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, FuseError> {
 
 /// Mounts `device` on `path`, an existing directory.
 pub(super) fn mount(device: BorrowedFd<'_>, path: &Path, writable: bool) -> Result<(), FuseError> {
-    let at_path = |source| FuseError::Mountpoint { path: path.to_owned(), source };
-    if !std::fs::metadata(path).map_err(at_path)?.is_dir() {
+    let at_path = |source: io::Error| FuseError::Mountpoint { path: path.to_owned(), source };
+    let is_directory = match connection(path) {
+        Some(_) => answers_as_directory(path).map_err(|source| match source.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted => {
+                FuseError::Abandoned { path: path.to_owned(), source }
+            }
+            _ => at_path(source),
+        })?,
+        None => std::fs::metadata(path).map_err(at_path)?.is_dir(),
+    };
+    if !is_directory {
         return Err(at_path(io::ErrorKind::NotADirectory.into()));
     }
     let options = format!(
@@ -92,6 +116,30 @@ pub(super) fn mount(device: BorrowedFd<'_>, path: &Path, writable: bool) -> Resu
         flags |= MountFlags::RDONLY;
     }
     rustix::mount::mount(SOURCE, path, "fuse", flags, options.as_c_str()).map_err(|e| failed(e.into()))
+}
+
+/// Whether the FUSE mount on `path` shows a directory, asked of its daemon and not of the kernel's memory. If a supervisor
+/// holds the device of a daemon that ended, nobody answers for ever: hence a thread, which ends with this process at the
+/// latest.
+///
+/// # Errors
+///
+/// What the mount answers; `TimedOut` if it does not.
+fn answers_as_directory(path: &Path) -> io::Result<bool> {
+    let (answer, answered) = mpsc::channel();
+    let asked = path.to_owned();
+    std::thread::Builder::new().name("mountpoint".to_owned()).spawn(move || {
+        let status = rustix::fs::statx(CWD, &asked, AtFlags::STATX_FORCE_SYNC, StatxFlags::TYPE);
+        // Nobody may be listening any more.
+        let _ = answer.send(status);
+    })?;
+    match answered.recv_timeout(PATIENCE) {
+        Ok(status) => Ok(FileType::from_raw_mode(status?.stx_mode.into()).is_dir()),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("what is mounted there gives no answer for {} s", PATIENCE.as_secs()),
+        )),
+    }
 }
 
 /// Unmounts; a mount that is in use disappears from sight now and ends with its last user.
