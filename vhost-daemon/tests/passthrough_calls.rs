@@ -118,6 +118,33 @@ fn a_file_without_a_name_is_written_and_gets_one() {
 }
 
 #[test]
+fn what_is_appended_and_what_is_written_back_each_land_in_their_place() {
+    let shared = Shared::new(PassthroughOptions::default());
+    fs::write(shared.path("log"), "first.").unwrap();
+    let guest = shared.guest();
+    let node = shared.node(&guest, "log");
+    let handle = guest.open(node, libc::O_RDWR | libc::O_APPEND);
+    let appends = |flags| WriteIn { flags: libc::O_APPEND.cast_unsigned(), ..write(handle, 4, flags) };
+    // Somebody else was faster: the guest's offset is old.
+    assert_eq!(guest.call(op::WRITE, node, &[appends(0).as_bytes(), b"last"].concat()), 0);
+    assert_eq!(fs::read(shared.path("log")).unwrap(), b"first.last");
+    // A page of a mapping goes back through whatever handle there is.
+    let back = appends(rafsd::fuse::abi::WRITE_CACHE);
+    assert_eq!(guest.call(op::WRITE, node, &[back.as_bytes(), b"FIRS"].concat()), 0);
+    assert_eq!(guest.call(op::WRITE, node, &[write(handle, 4, 1).as_bytes(), b"Firs"].concat()), 0);
+    assert_eq!(fs::read(shared.path("log")).unwrap(), b"First.last");
+}
+
+#[test]
+fn guests_look_for_themselves_whether_files_changed() {
+    let shared = Shared::new(PassthroughOptions::default());
+    let guest = shared.guest();
+    let (auto, explicit) = (1 << 12, 1 << 25);
+    let init = InitIn { major: 7, minor: 38, max_readahead: 0, flags: auto | explicit };
+    assert_eq!(half(&guest.ask(op::INIT, 0, init.as_bytes()), 12) & (auto | explicit), auto);
+}
+
+#[test]
 fn statx_tells_the_time_of_birth() {
     let shared = Shared::new(PassthroughOptions::default());
     fs::write(shared.path("f"), "12345").unwrap();

@@ -32,8 +32,8 @@ pub struct WriteAt {
     pub node: u64,
     /// What OPEN answered; 0 where OPEN is not asked.
     pub handle: u64,
-    /// First byte.
-    pub offset: u64,
+    /// First byte. `None`: behind the last, wherever that is by then.
+    pub offset: Option<u64>,
     /// Bytes; never more than the payload has.
     pub size: u32,
     /// Setuid and setgid bits go.
@@ -89,13 +89,19 @@ pub trait ReadIo {
 
 /// The payload of a WRITE, wherever it lies.
 pub trait WriteIo {
-    /// Writes payload bytes `at .. at + len` to `offset` of `file`, straight from where they are. Returns the bytes
-    /// written.
+    /// Writes payload bytes `at .. at + len` to `offset` of `file`, or to its end, straight from where they are. Returns
+    /// the bytes written.
     ///
     /// # Errors
     ///
     /// That of pwritev2(2).
-    fn write_to(&mut self, at: usize, len: usize, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize>;
+    fn write_to(
+        &mut self,
+        at: usize,
+        len: usize,
+        file: BorrowedFd<'_>,
+        offset: Option<u64>,
+    ) -> io::Result<usize>;
 }
 
 /// The payload of a READ that is answered later, by whatever thread.

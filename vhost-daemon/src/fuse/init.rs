@@ -120,7 +120,11 @@ impl Session {
         if offered & init_flag::INIT_EXT != 0 {
             offered |= u64::from(flags2) << 32;
         }
-        let agreed = offered & (WANTED | limits.flags | wanted) & !init_flag::WRITEBACK_CACHE;
+        let mut agreed = offered & (WANTED | limits.flags | wanted) & !init_flag::WRITEBACK_CACHE;
+        if agreed & init_flag::AUTO_INVAL_DATA != 0 {
+            // Files that others change: the guest looks for itself, and drops what it has of them.
+            agreed &= !init_flag::EXPLICIT_INVAL_DATA;
+        }
         self.no_open.store(agreed & init_flag::NO_OPEN_SUPPORT != 0, Ordering::Relaxed);
         self.no_opendir.store(agreed & init_flag::NO_OPENDIR_SUPPORT != 0, Ordering::Relaxed);
         self.initialized.store(true, Ordering::Release);

@@ -24,7 +24,7 @@ pub trait ReplyBuf: ReadIo {
     /// Returns how many there were. The guest may change them between two calls.
     fn request_bytes(&mut self, at: usize, to: &mut [u8]) -> usize;
 
-    /// Writes bytes `at .. at + len` of the request to `offset` of `file`, straight from where they are.
+    /// Writes bytes `at .. at + len` of the request to `offset` of `file`, or to its end, straight from where they are.
     ///
     /// # Errors
     ///
@@ -34,7 +34,7 @@ pub trait ReplyBuf: ReadIo {
         at: usize,
         len: usize,
         file: BorrowedFd<'_>,
-        offset: u64,
+        offset: Option<u64>,
     ) -> io::Result<usize>;
 }
 
@@ -45,7 +45,13 @@ pub(super) struct Payload<'a, R: ?Sized> {
 }
 
 impl<R: ReplyBuf + ?Sized> WriteIo for Payload<'_, R> {
-    fn write_to(&mut self, at: usize, len: usize, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+    fn write_to(
+        &mut self,
+        at: usize,
+        len: usize,
+        file: BorrowedFd<'_>,
+        offset: Option<u64>,
+    ) -> io::Result<usize> {
         self.transport.write_request(self.base + at, len, file, offset)
     }
 }

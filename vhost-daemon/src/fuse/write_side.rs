@@ -37,10 +37,13 @@ impl<F: GuestFs> Server<F> {
         if !may_wait {
             return Ok(Answer::Blocks);
         }
+        // Others may have appended since the guest looked. Pages that are written back belong where they were.
+        let appends =
+            body.flags & libc::O_APPEND.cast_unsigned() != 0 && body.write_flags & abi::WRITE_CACHE == 0;
         let write = WriteAt {
             node,
             handle: body.fh,
-            offset: body.offset,
+            offset: (!appends).then_some(body.offset),
             size: body.size,
             kill_suidgid: body.write_flags & abi::WRITE_KILL_SUIDGID != 0,
         };

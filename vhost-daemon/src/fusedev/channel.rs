@@ -7,7 +7,7 @@ use super::pages::{self, Lent, Pages};
 use crate::fuse::abi::OutHeader;
 use crate::fuse::{ParkedRead, ReadIo, ReplyBuf};
 use rustix::io::ReadWriteFlags;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -324,10 +324,14 @@ impl ReplyBuf for FuseReply<'_> {
         at: usize,
         len: usize,
         file: BorrowedFd<'_>,
-        offset: u64,
+        offset: Option<u64>,
     ) -> io::Result<usize> {
         let end = at.saturating_add(len).min(self.request.len());
-        Ok(rustix::io::pwrite(file, self.request.get(at..end).unwrap_or_default(), offset)?)
+        let data = self.request.get(at..end).unwrap_or_default();
+        Ok(match offset {
+            Some(offset) => rustix::io::pwrite(file, data, offset)?,
+            None => rustix::io::pwritev2(file, &[IoSlice::new(data)], 0, ReadWriteFlags::APPEND)?,
+        })
     }
 }
 

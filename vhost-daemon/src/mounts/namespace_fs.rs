@@ -270,7 +270,10 @@ impl GuestFs for Namespace {
     fn wanted_flags(&self) -> u64 {
         let table = self.table.load();
         let wanted = table.all().fold(0, |flags, slot| flags | slot.fs.wanted_flags());
-        let later = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS | init_flag::POSIX_LOCKS;
+        let later = init_flag::HANDLE_KILLPRIV_V2
+            | init_flag::SUBMOUNTS
+            | init_flag::POSIX_LOCKS
+            | init_flag::AUTO_INVAL_DATA;
         if self.stateless_open() { wanted } else { wanted | later }
     }
 

@@ -195,7 +195,7 @@ impl GuestBuf {
         })
     }
 
-    /// Writes bytes `at .. at + len` to `offset` of `file`, in one call. Returns the bytes written. The guest may
+    /// Writes bytes `at .. at + len` to `offset` of `file`, or to its end, in one call. Returns the bytes written. The guest may
     /// change them meanwhile: what is written is then one or the other.
     ///
     /// # Errors
@@ -205,12 +205,13 @@ impl GuestBuf {
         &mut self,
         at: usize,
         file: BorrowedFd<'_>,
-        offset: u64,
+        offset: Option<u64>,
         len: usize,
     ) -> io::Result<usize> {
-        self.vectored(at, len, offset, |vectors, count, offset| {
+        let flags = if offset.is_none() { libc::RWF_APPEND } else { 0 };
+        self.vectored(at, len, offset.unwrap_or(0), |vectors, count, offset| {
             // SAFETY: as in `preadv`, in the other direction.
-            unsafe { libc::pwritev2(file.as_raw_fd(), vectors, count, offset, 0) }
+            unsafe { libc::pwritev2(file.as_raw_fd(), vectors, count, offset, flags) }
         })
     }
 
@@ -301,8 +302,8 @@ mod tests {
         }
         let data: Vec<u8> = (0..1650u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
         buf.write(0, &data);
-        assert_eq!(buf.pwritev(40, file.as_fd(), 7, 1000).unwrap(), 1000);
-        assert_eq!(buf.pwritev(1640, file.as_fd(), 0, 1000).unwrap(), 10, "no further than the buffer");
+        assert_eq!(buf.pwritev(40, file.as_fd(), Some(7), 1000).unwrap(), 1000);
+        assert_eq!(buf.pwritev(1640, file.as_fd(), Some(0), 1000).unwrap(), 10, "no further than the buffer");
         let mut out = vec![0; 990];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut out, 17).unwrap();
         assert_eq!(out, data[50..1040]);

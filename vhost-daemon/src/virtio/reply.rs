@@ -132,7 +132,7 @@ impl<R: Room> ReplyBuf for Reply<'_, R> {
         at: usize,
         len: usize,
         file: BorrowedFd<'_>,
-        offset: u64,
+        offset: Option<u64>,
     ) -> io::Result<usize> {
         self.room.with(|_| ()).ok_or_else(gone)?;
         self.request.pwritev(at, file, offset, len)

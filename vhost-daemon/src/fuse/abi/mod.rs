@@ -134,6 +134,8 @@ pub mod fattr {
     pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
+/// `FUSE_WRITE_CACHE` of WRITE: pages that the client writes back when it likes, through whatever handle it has.
+pub const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_WRITE_KILL_SUIDGID` of WRITE: setuid and setgid bits go.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_OPEN_KILL_SUIDGID` of OPEN with `O_TRUNC`: the same.

@@ -19,7 +19,6 @@ use std::sync::Arc;
 const COPY_MAX: u64 = 256 << 20;
 /// Flags of open(2) that a guest's CREATE may carry on to the host.
 const CREATE_FLAGS: i32 = libc::O_ACCMODE
-    | libc::O_APPEND
     | libc::O_TRUNC
     | libc::O_SYNC
     | libc::O_DSYNC

@@ -109,6 +109,17 @@ impl Inode {
         }
         let flags =
             flags & !(libc::O_NOFOLLOW | libc::O_CREAT | libc::O_EXCL | libc::O_DIRECT) | libc::O_NOCTTY;
+        // Each WRITE says whether it appends: pages of a mapping that are written back through this handle do not.
+        match self.open_as(proc, flags & !libc::O_APPEND) {
+            // Files that can only be appended to (chattr +a) want to hear it when they are opened.
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) && flags & libc::O_APPEND != 0 => {
+                self.open_as(proc, flags)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_as(&self, proc: &DirFd, flags: i32) -> io::Result<OwnedFd> {
         match &self.place {
             Place::Fd { fd, .. } => proc.reopen(fd.as_fd(), flags),
             Place::Root(fd) => proc.reopen(fd.as_fd(), flags),

@@ -211,11 +211,15 @@ impl Passthrough {
     /// Drops all POSIX locks of `owner` on a node.
     pub(super) fn drop_locks(&self, inode: &Inode, owner: u64) {
         let mut locks = inode.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(owner) = locks.remove(&owner) {
+        if let Some(held) = locks.get(&owner).cloned() {
+            // A request of the same owner that waits, or is about to lock, holds the descriptor too. What it gets
+            // later must stay: its descriptor is kept here then.
+            if Arc::strong_count(&held) <= 2 {
+                locks.remove(&owner);
+            }
             drop(locks);
-            // A request of the same owner that waits holds the descriptor too.
             let all = Range { kind: F_UNLCK, start: 0, len: 0, pid: 0 };
-            let _ = ofd_lock(owner.fd.as_fd(), true, all);
+            let _ = ofd_lock(held.fd.as_fd(), true, all);
             self.waiters.look();
         }
     }

@@ -275,7 +275,8 @@ impl Passthrough {
         sys::killing_suidgid(write.kill_suidgid, || {
             let mut done = 0;
             while done < len {
-                match io.write_to(done, len - done, file.fd.as_fd(), write.offset + done as u64) {
+                let offset = write.offset.map(|offset| offset + done as u64);
+                match io.write_to(done, len - done, file.fd.as_fd(), offset) {
                     Ok(0) => break,
                     Ok(n) => done += n,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -313,7 +314,7 @@ impl GuestFs for Passthrough {
     }
 
     fn wanted_flags(&self) -> u64 {
-        let mut flags = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS;
+        let mut flags = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS | init_flag::AUTO_INVAL_DATA;
         if self.options.posix_locks {
             flags |= init_flag::POSIX_LOCKS;
         }
