@@ -69,7 +69,8 @@ impl Passthrough {
                 let inode = self.inode(node)?;
                 let file = self.file(&inode, handle, libc::O_WRONLY)?;
                 let mode = FallocateFlags::from_bits_retain(mode);
-                rustix::fs::fallocate(&file.fd, mode, offset, length)?;
+                // These requests do not say that setuid bits go, and the guest's kernel leaves that to us.
+                killing_suidgid(ctx.uid != 0, || rustix::fs::fallocate(&file.fd, mode, offset, length))?;
                 Ok(Changed::Done)
             }
             Change::SetXattr(node, name, value, flags) => {
@@ -85,7 +86,7 @@ impl Passthrough {
                 rustix::fs::removexattr(proc_path(fd.as_fd()), name)?;
                 Ok(Changed::Done)
             }
-            Change::Copy { from, to, len } => self.copy(from, to, len),
+            Change::Copy { from, to, len } => self.copy(ctx, from, to, len),
         }
     }
 
@@ -240,14 +241,21 @@ impl Passthrough {
         Ok(killing_suidgid(kill_suidgid, || rustix::fs::ftruncate(fd, size))?)
     }
 
-    fn copy(&self, from: (u64, u64, u64), to: (u64, u64, u64), len: u64) -> io::Result<Changed> {
+    fn copy(
+        &self,
+        ctx: &Context,
+        from: (u64, u64, u64),
+        to: (u64, u64, u64),
+        len: u64,
+    ) -> io::Result<Changed> {
         let (source, target) = (self.inode(from.0)?, self.inode(to.0)?);
         let source = self.file(&source, from.1, libc::O_RDONLY)?;
         let target = self.file(&target, to.1, libc::O_WRONLY)?;
         let (mut at, mut to_at) = (from.2, to.2);
         let len = usize::try_from(len.min(COPY_MAX)).unwrap_or(usize::MAX);
-        let copied =
-            rustix::fs::copy_file_range(&source.fd, Some(&mut at), &target.fd, Some(&mut to_at), len)?;
+        let copied = killing_suidgid(ctx.uid != 0, || {
+            rustix::fs::copy_file_range(&source.fd, Some(&mut at), &target.fd, Some(&mut to_at), len)
+        })?;
         Ok(Changed::Copied(copied as u64))
     }
 }
