@@ -11,8 +11,17 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Longest path of a unix socket, bytes (`sun_path` without its NUL).
+const SOCKET_PATH_MAX: usize = 107;
+
 pub(super) fn run(args: &FuseArgs, ignored: &[String]) -> anyhow::Result<()> {
     let common = &args.common;
+    // Before anything is mounted.
+    for (flag, path) in [("--apisock", &common.apisock), ("--supervisor", &common.supervisor)] {
+        if let Some(path) = path.as_deref().filter(|path| path.as_os_str().len() > SOCKET_PATH_MAX) {
+            bail!("{flag} {}: paths of sockets have at most {SOCKET_PATH_MAX} bytes", path.display());
+        }
+    }
     let successor = common.upgrade || has_died(args);
     if successor && (common.supervisor.is_none() || common.apisock.is_none()) {
         bail!(

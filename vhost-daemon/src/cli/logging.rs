@@ -7,6 +7,7 @@ use crate::log_level::{LogControl, LogLevel};
 use anyhow::Context;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use tracing_subscriber::EnvFilter;
@@ -114,14 +115,18 @@ impl LogFile {
         }
         let full = self.path.with_extension("full");
         std::fs::rename(&self.path, &full)?;
-        self.file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        // As the first was made: the thread that comes here may have the umask of a guest.
+        let mode = std::fs::metadata(&full)?.permissions();
+        self.file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+        self.file.set_permissions(mode.clone())?;
         self.size = 0;
         // Compressing must not hold up whoever has something to say.
         let to = self.old(1);
         std::thread::Builder::new().name("log-rotation".to_owned()).spawn(move || {
             let pack = || -> io::Result<()> {
-                let mut packed =
-                    flate2::write::GzEncoder::new(File::create(&to)?, flate2::Compression::fast());
+                let new = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&to)?;
+                new.set_permissions(mode)?;
+                let mut packed = flate2::write::GzEncoder::new(new, flate2::Compression::fast());
                 io::copy(&mut File::open(&full)?, &mut packed)?;
                 packed.finish()?.sync_all()?;
                 std::fs::remove_file(&full)
@@ -161,6 +166,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("d.log");
         let mut log = LogFile::open(path.clone(), 1000).unwrap();
+        log.file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o604)).unwrap();
+        let first = log.file.metadata().unwrap().permissions();
         for round in 0..30 {
             log.write_all(&[b'a' + round; 600]).unwrap();
             // The compressing thread of a rotation ends before the next one begins.
@@ -175,6 +182,9 @@ mod tests {
         assert_eq!(names, 11, "the file and 10 old ones");
         assert!(std::fs::metadata(&path).unwrap().len() <= 1200);
         let old = File::open(dir.path().join("d.log.1.gz")).unwrap();
+        let mode = |file: &File| file.metadata().unwrap().permissions();
+        assert_eq!(mode(&old), first, "whatever the umask of the thread that rotates");
+        assert_eq!(mode(&log.file), first);
         let mut text = Vec::new();
         io::copy(&mut flate2::read::GzDecoder::new(old), &mut text).unwrap();
         assert_eq!(text.len(), 1200);

@@ -43,6 +43,7 @@ pub(super) fn begin(common: &CommonArgs, ignored: &[String]) -> anyhow::Result<S
         tracing::warn!("{flag} has no effect here and is ignored");
     }
     raise_file_limit(common.rlimit_nofile);
+    give_up_reserves();
     // A file that may not grow (`ulimit -f`) is an error of its write, as a full disk is, and not the end.
     signal_hook::flag::register(libc::SIGXFSZ, Arc::default()).context("cannot handle SIGXFSZ")?;
     // What a front-end or an image loses is its own loss.
@@ -214,6 +215,21 @@ fn reload(daemon: &Daemon, log: &LogControl, common: &CommonArgs) {
 pub(super) fn default_queues() -> u16 {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     u16::try_from(cpus.clamp(1, QUEUES_DEFAULT_MAX)).unwrap_or(1)
+}
+
+/// Gives up the right to the blocks that file systems keep in reserve and to go beyond quotas: what guests write, and the
+/// cache, have none. Threads that are started later have it no more either.
+fn give_up_reserves() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let Ok(mut sets) = capabilities(None) else { return };
+    if sets.permitted.contains(CapabilitySet::SYS_RESOURCE) {
+        sets.effective -= CapabilitySet::SYS_RESOURCE;
+        sets.permitted -= CapabilitySet::SYS_RESOURCE;
+        sets.inheritable -= CapabilitySet::SYS_RESOURCE;
+        if let Err(error) = set_capabilities(None, sets) {
+            tracing::debug!("cannot give up CAP_SYS_RESOURCE: {error}");
+        }
+    }
 }
 
 /// Raises the limit of open files as far as it may be raised.

@@ -168,6 +168,11 @@ impl Daemon {
             }
         }
         self.mounts().insert(request.path.clone(), Arc::clone(&mounted));
+        // The same image has the same node ids: what is known of it holds.
+        let is_same = mounted.backend.identity().is_some_and(|it| old.backend.identity() == Some(it));
+        if !is_same && let Some(transport) = self.transport.get() {
+            transport.unmounted(&request.path);
+        }
         self.tell_of_root(&request.path);
         self.reaper.take(Arc::clone(&old.backend));
         tracing::info!("mounted {} at {} in place of {}", mounted.source, request.path, old.source);

@@ -64,7 +64,7 @@ pub trait Transport: Send + Sync + fmt::Debug {
         Err(DaemonError::Unsupported)
     }
 
-    /// A mount is gone: whoever caches names of it may be told.
+    /// A mount is gone, or something else is in its place: whoever caches names of it may be told.
     fn unmounted(&self, _path: &MountPath) {}
 
     /// Another directory is the root from now on: whoever caches what was in the former may be told.

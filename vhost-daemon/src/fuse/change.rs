@@ -52,8 +52,10 @@ pub struct NewNode<'a> {
 /// A file to make and open.
 #[derive(Clone, Copy, Debug)]
 pub struct CreateFile {
-    /// Type and permissions, the umask applied.
+    /// Type and permissions; the umask is applied already unless DONT_MASK was agreed on.
     pub mode: u32,
+    /// The umask of who makes it.
+    pub umask: u32,
     /// `O_` flags.
     pub flags: u32,
     /// Setuid and setgid bits of what is truncated go.
@@ -65,10 +67,10 @@ pub struct CreateFile {
 pub enum Change<'a> {
     /// SETATTR of a node.
     SetAttr(u64, SetAttr),
-    /// MKNOD with mode and device number.
-    Mknod(NewNode<'a>, u32, u32),
-    /// MKDIR with mode.
-    Mkdir(NewNode<'a>, u32),
+    /// MKNOD with mode, device number and umask.
+    Mknod(NewNode<'a>, u32, u32, u32),
+    /// MKDIR with mode and umask.
+    Mkdir(NewNode<'a>, u32, u32),
     /// SYMLINK with its target.
     Symlink(NewNode<'a>, &'a CStr),
     /// CREATE.
@@ -96,8 +98,19 @@ pub enum Change<'a> {
         /// Bytes.
         length: u64,
     },
-    /// SETXATTR of a node: name, value, flags.
-    SetXattr(u64, &'a CStr, &'a [u8], u32),
+    /// SETXATTR.
+    SetXattr {
+        /// Node.
+        node: u64,
+        /// Name.
+        name: &'a CStr,
+        /// Value.
+        value: &'a [u8],
+        /// `XATTR_` flags.
+        flags: u32,
+        /// The setgid bit goes.
+        kill_sgid: bool,
+    },
     /// REMOVEXATTR of a node.
     RemoveXattr(u64, &'a CStr),
     /// COPY_FILE_RANGE: (node, handle, offset) from and to, bytes.
@@ -119,10 +132,10 @@ impl Change<'_> {
             Self::SetAttr(node, _)
             | Self::Tmpfile(node, _)
             | Self::Fallocate { node, .. }
-            | Self::SetXattr(node, ..)
+            | Self::SetXattr { node, .. }
             | Self::RemoveXattr(node, _) => (node, None),
             Self::Mknod(new, ..)
-            | Self::Mkdir(new, _)
+            | Self::Mkdir(new, ..)
             | Self::Symlink(new, _)
             | Self::Create(new, _)
             | Self::Unlink(new)

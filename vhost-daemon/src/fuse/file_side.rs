@@ -91,7 +91,11 @@ impl<F: GuestFs> Server<F> {
                 FileOp::Fsync { handle: body.fh, data, dir: opcode == op::FSYNCDIR }
             }
         };
-        let slow = matches!(file_op, FileOp::Fsync { .. } | FileOp::SyncFs);
+        let slow = match file_op {
+            FileOp::Fsync { .. } | FileOp::SyncFs => true,
+            FileOp::Flush { handle, .. } => !may_wait && self.fs.flush_may_wait(node, handle),
+            FileOp::Release { .. } | FileOp::ReleaseDir { .. } => false,
+        };
         if slow && !may_wait && !self.fs.read_only(node) {
             return Ok(Answer::Blocks);
         }
@@ -121,6 +125,10 @@ impl<F: GuestFs> Server<F> {
         let done = self.fs.lock(&context(request), &lock, reply).map_err(|e| errno(&e))?;
         Ok(match done {
             LockReply::Done => empty(request, reply),
+            // A process of the host, which in a machine is nobody or somebody else.
+            LockReply::Holder(lock) if !self.on_this_host => {
+                ready(request, reply, &abi::FileLock { pid: 0, ..lock })
+            }
             LockReply::Holder(lock) => ready(request, reply, &lock),
             LockReply::Parked => Answer::Parked,
         })

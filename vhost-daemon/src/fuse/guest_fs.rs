@@ -116,6 +116,11 @@ pub trait ParkedRead: Send {
     /// That of preadv(2); `UnexpectedEof` when the file is shorter.
     fn fill_from(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()>;
 
+    /// Whether anybody still waits for the answer.
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
     /// Answers the request: with so many bytes of payload, or an errno.
     fn finish(self: Box<Self>, result: Result<usize, i32>);
 }
@@ -229,6 +234,11 @@ pub trait GuestFs: FileSystem<Inode = u64, Handle = u64> + Send + Sync {
     /// The errno for the guest.
     fn file_op(&self, _ctx: &Context, _node: u64, op: &FileOp) -> io::Result<()> {
         if matches!(op, FileOp::SyncFs) { Err(io::Error::from_raw_os_error(libc::ENOSYS)) } else { Ok(()) }
+    }
+
+    /// Whether [`FileOp::Flush`] of that open file may take long.
+    fn flush_may_wait(&self, _node: u64, _handle: u64) -> bool {
+        false
     }
 
     /// Looks for, takes or drops a lock. One that has to wait is parked through `io`: nobody's thread waits for it.

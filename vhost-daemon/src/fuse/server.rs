@@ -37,7 +37,7 @@ pub struct Server<F> {
     session: Session,
     limits: InitLimits,
     /// A file system without handles answers FLUSH with ENOSYS, which ends them.
-    no_flush: bool,
+    pub(super) on_this_host: bool,
     inits: AtomicU64,
     log: LogLimit,
 }
@@ -62,17 +62,17 @@ impl<F: GuestFs> Server<F> {
             fs,
             session: Session::default(),
             limits,
-            no_flush: false,
+            on_this_host: false,
             inits: AtomicU64::new(0),
             log: LogLimit::default(),
         }
     }
 
-    /// Lets the client know, where no open file needs it, that FLUSH is not wanted: it asks once instead of at each
-    /// close.
+    /// The client is the kernel of this host. It is told, where no open file needs it, that FLUSH is not wanted: it asks
+    /// once instead of at each close. Process ids mean something to it.
     #[must_use]
-    pub fn without_flush(self) -> Self {
-        Self { no_flush: true, ..self }
+    pub fn on_this_host(self) -> Self {
+        Self { on_this_host: true, ..self }
     }
 
     /// What was agreed with the guest, for a successor.
@@ -146,7 +146,7 @@ impl<F: GuestFs> Server<F> {
             op::LISTXATTR => self.listxattr(request, reply),
             op::OPEN => self.open(request, reply),
             op::OPENDIR => self.opendir(request, reply),
-            op::FLUSH if self.no_flush && self.fs.stateless_open() => Err(libc::ENOSYS),
+            op::FLUSH if self.on_this_host && self.fs.stateless_open() => Err(libc::ENOSYS),
             op::RELEASE | op::RELEASEDIR | op::FLUSH | op::FSYNC | op::FSYNCDIR | op::SYNCFS => {
                 self.file_op(request, reply, may_wait)
             }
@@ -192,7 +192,7 @@ impl<F: GuestFs> Server<F> {
             self.fs.init(FsOptions::all()).map_err(|e| errno(&e))?;
             self.log.info(|| {
                 format!(
-                    "guest speaks FUSE {}.{}, agreed on {}.{} with flags {:#x}",
+                    "the client speaks FUSE {}.{}, agreed on {}.{} with flags {:#x}",
                     asked.major,
                     asked.minor,
                     answer.major,

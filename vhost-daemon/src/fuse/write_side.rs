@@ -123,11 +123,11 @@ fn decode<'a>(request: &Request<'a>) -> Result<Change<'a>, i32> {
         op::SETATTR => Change::SetAttr(node, setattr(&request.body()?)),
         op::MKNOD => {
             let body: abi::MknodIn = request.body()?;
-            Change::Mknod(here(request.name_behind::<abi::MknodIn>()?), body.mode, body.rdev)
+            Change::Mknod(here(request.name_behind::<abi::MknodIn>()?), body.mode, body.rdev, body.umask)
         }
         op::MKDIR => {
             let body: abi::MkdirIn = request.body()?;
-            Change::Mkdir(here(request.name_behind::<abi::MkdirIn>()?), body.mode)
+            Change::Mkdir(here(request.name_behind::<abi::MkdirIn>()?), body.mode, body.umask)
         }
         op::SYMLINK => {
             let name = request.name()?;
@@ -160,14 +160,7 @@ fn decode<'a>(request: &Request<'a>) -> Result<Change<'a>, i32> {
             let abi::FallocateIn { fh: handle, offset, length, mode, .. } = body;
             Change::Fallocate { node, handle, mode, offset, length }
         }
-        op::SETXATTR => {
-            let body: abi::SetxattrIn = request.body()?;
-            let name = request.name_behind::<abi::SetxattrIn>()?;
-            let size = usize::try_from(body.size).map_err(|_| libc::E2BIG)?;
-            let rest = request.behind::<abi::SetxattrIn>()?.get(name.count_bytes() + 1..);
-            let value = rest.and_then(|rest| rest.get(..size)).ok_or(libc::EINVAL)?;
-            Change::SetXattr(node, name, value, body.flags)
-        }
+        op::SETXATTR => set_xattr(request)?,
         op::REMOVEXATTR => Change::RemoveXattr(node, request.name()?),
         op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => {
             let body: abi::CopyFileRangeIn = request.body()?;
@@ -188,7 +181,30 @@ fn decode<'a>(request: &Request<'a>) -> Result<Change<'a>, i32> {
 
 fn create(body: &abi::CreateIn) -> CreateFile {
     let kill_suidgid = body.open_flags & abi::OPEN_KILL_SUIDGID != 0;
-    CreateFile { mode: body.mode, flags: body.flags, kill_suidgid }
+    CreateFile { mode: body.mode, umask: body.umask, flags: body.flags, kill_suidgid }
+}
+
+/// SETXATTR in either form. Its length says which it is, so that a guest whose INIT went to another daemon is understood:
+/// read as the short one, the name of the long one begins with flags, has two bytes at most, and ends too early.
+fn set_xattr<'a>(request: &Request<'a>) -> Result<Change<'a>, i32> {
+    let body: abi::SetxattrIn = request.body()?;
+    let size = usize::try_from(body.size).map_err(|_| libc::E2BIG)?;
+    let fits = |name: &CStr, behind: &'a [u8]| -> Option<&'a [u8]> {
+        let value = behind.get(name.count_bytes() + 1..)?;
+        (value.len() == size).then_some(value)
+    };
+    let (node, flags) = (request.header.nodeid, body.flags);
+    let behind = request.behind::<abi::SetxattrIn>()?;
+    if let Ok(name) = request.name_behind::<abi::SetxattrIn>()
+        && let Some(value) = fits(name, behind)
+    {
+        return Ok(Change::SetXattr { node, name, value, flags, kill_sgid: false });
+    }
+    let body: abi::SetxattrExtIn = request.body()?;
+    let name = request.name_behind::<abi::SetxattrExtIn>()?;
+    let value = fits(name, request.behind::<abi::SetxattrExtIn>()?).ok_or(libc::EINVAL)?;
+    let kill_sgid = body.setxattr_flags & abi::SETXATTR_ACL_KILL_SGID != 0;
+    Ok(Change::SetXattr { node, name, value, flags, kill_sgid })
 }
 
 fn target(bytes: &[u8]) -> Result<&CStr, i32> {

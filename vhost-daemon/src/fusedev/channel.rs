@@ -4,14 +4,16 @@
 //! request came from. Does not own: threads.
 
 use super::pages::{self, Lent, Pages};
-use crate::fuse::abi::OutHeader;
+use crate::daemon::Inflight;
+use crate::fuse::abi::{InHeader, OutHeader};
 use crate::fuse::{ParkedRead, ReadIo, ReplyBuf};
+use crate::log_limit::LogLimit;
 use rustix::io::ReadWriteFlags;
+use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use zerocopy::IntoBytes;
 
 const HEADER: usize = size_of::<OutHeader>();
@@ -30,21 +32,43 @@ const NOTIFY_RESEND: i32 = 7;
 /// `FUSE_NOTIFY_INC_EPOCH`: all names are to be forgotten.
 const NOTIFY_INC_EPOCH: i32 = 8;
 
-/// Replies that are still to come.
+/// Replies that are still to come, and to what.
 #[derive(Debug, Default)]
 pub(super) struct Later {
-    count: AtomicUsize,
-    lock: Mutex<()>,
+    waiting: Mutex<Waiting>,
     changed: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: HashMap<u64, Inflight>,
+    last: u64,
+}
+
 impl Later {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests that wait.
+    pub(super) fn requests(&self) -> Vec<Inflight> {
+        self.waiting().requests.values().copied().collect()
+    }
+
+    fn add(&self, request: Inflight) -> u64 {
+        let mut waiting = self.waiting();
+        waiting.last += 1;
+        let ticket = waiting.last;
+        waiting.requests.insert(ticket, request);
+        ticket
+    }
+
     /// Waits until there are none, for `limit` at most; returns how many are left.
     pub(super) fn drain(&self, limit: Duration) -> usize {
         let deadline = Instant::now() + limit;
-        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.waiting();
         loop {
-            let count = self.count.load(Ordering::Acquire);
+            let count = guard.requests.len();
             let left = deadline.saturating_duration_since(Instant::now());
             if count == 0 || left.is_zero() {
                 return count;
@@ -53,10 +77,8 @@ impl Later {
         }
     }
 
-    fn one_less(&self) {
-        self.count.fetch_sub(1, Ordering::AcqRel);
-        // Taken, so that it cannot fall between the look and the wait of `drain`.
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+    fn remove(&self, ticket: u64) {
+        self.waiting().requests.remove(&ticket);
         self.changed.notify_all();
     }
 }
@@ -66,6 +88,7 @@ impl Later {
 pub(super) struct Channel {
     fd: OwnedFd,
     later: Arc<Later>,
+    log: LogLimit,
 }
 
 /// What came of waiting for a request.
@@ -81,7 +104,7 @@ pub(super) enum Received {
 
 impl Channel {
     pub(super) fn new(fd: OwnedFd, later: Arc<Later>) -> Self {
-        Self { fd, later }
+        Self { fd, later, log: LogLimit::default() }
     }
 
     /// Waits for a request.
@@ -91,7 +114,8 @@ impl Channel {
     /// That of read(2), for what does not pass.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
         match rustix::io::read(&self.fd, buffer) {
-            Ok(n) => Ok(Received::Request(n)),
+            Ok(n) if n >= size_of::<InHeader>() => Ok(Received::Request(n)),
+            Ok(n) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{n} bytes are no request"))),
             // ENOENT: the request was taken back before it was read.
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::NOENT) => {
                 Ok(Received::Nothing)
@@ -111,7 +135,7 @@ impl Channel {
         match rustix::io::write(&self.fd, bytes) {
             Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NODEV) => {}
             Err(error) => {
-                tracing::warn!("the kernel refused a reply ({error}); its request gets EIO");
+                self.log.warn(|| format!("the kernel refused a reply ({error}); its request gets EIO"));
                 let Some(unique) = bytes.get(8..16).and_then(|b| b.try_into().ok()) else { return };
                 let header = OutHeader { len: 16, error: -libc::EIO, unique: u64::from_ne_bytes(unique) };
                 let _ = rustix::io::write(&self.fd, header.as_bytes());
@@ -125,7 +149,8 @@ impl Channel {
             Ok(()) => {}
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
             Err(error) => {
-                tracing::warn!("the kernel did not take the bytes of a read ({error}); it gets EIO");
+                self.log
+                    .warn(|| format!("the kernel did not take the bytes of a read ({error}); it gets EIO"));
             }
         }
     }
@@ -181,6 +206,15 @@ impl Channel {
         rustix::io::write(device, header.as_bytes())?;
         Ok(())
     }
+}
+
+/// What is known of a request, which came just now.
+pub(super) fn inflight(request: &[u8]) -> Inflight {
+    let long =
+        |at: usize| request.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
+    let opcode = request.get(4..8).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    let timestamp_secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    Inflight { inode: long(16), opcode, unique: long(8), timestamp_secs }
 }
 
 /// The buffers of one thread.
@@ -288,11 +322,12 @@ impl ReadIo for FuseReply<'_> {
     }
 
     fn park(&mut self) -> Option<Box<dyn ParkedRead>> {
-        self.channel.later.count.fetch_add(1, Ordering::AcqRel);
+        let ticket = self.channel.later.add(inflight(self.request));
         let buf = vec![0; HEADER];
         Some(Box::new(Parked {
             channel: Arc::clone(self.channel),
             unique: self.unique,
+            ticket,
             buf,
             answered: false,
         }))
@@ -339,6 +374,7 @@ impl ReplyBuf for FuseReply<'_> {
 struct Parked {
     channel: Arc<Channel>,
     unique: u64,
+    ticket: u64,
     buf: Vec<u8>,
     answered: bool,
 }
@@ -366,7 +402,7 @@ impl Parked {
             head.copy_from_slice(header.as_bytes());
         }
         self.channel.reply(&self.buf);
-        self.channel.later.one_less();
+        self.channel.later.remove(self.ticket);
     }
 }
 

@@ -3,21 +3,26 @@
 //! Owns: the exchange (nydusd-cli-api.md section 6): this side connects; one descriptor comes with the first bytes; the
 //! end of the stream is the end of the state. Does not own: what the bytes say.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
 };
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a supervisor may keep silent.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long a transfer may take in all: clients of the API give up after 30 s.
+const TRANSFER: Duration = Duration::from_secs(25);
 /// Largest state that is taken, bytes.
-const STATE_MAX: u64 = 64 << 20;
+const STATE_MAX: usize = 64 << 20;
 /// Descriptors that may come along; all but the first are closed.
 const DESCRIPTORS_MAX: usize = 8;
 
@@ -25,67 +30,118 @@ const DESCRIPTORS_MAX: usize = 8;
 ///
 /// # Errors
 ///
-/// That of connect(2), sendmsg(2), write(2).
+/// That of connect(2), sendmsg(2), write(2); `TimedOut`.
 pub(super) fn send(supervisor: &Path, state: &[u8], device: BorrowedFd<'_>) -> io::Result<()> {
-    let mut stream = connect(supervisor)?;
+    let mut transfer = Transfer::begin(supervisor)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let devices = [device];
     control.push(SendAncillaryMessage::ScmRights(&devices));
-    let sent = sendmsg(&stream, &[IoSlice::new(state)], &mut control, SendFlags::NOSIGNAL)?;
-    stream.write_all(state.get(sent..).unwrap_or_default())?;
-    stream.shutdown(std::net::Shutdown::Write)
+    let sent = sendmsg(&transfer.stream, &[IoSlice::new(state)], &mut control, SendFlags::NOSIGNAL)?;
+    let mut rest = state.get(sent..).unwrap_or_default();
+    while !rest.is_empty() {
+        transfer.wait(PollFlags::OUT, "took nothing of the state")?;
+        match transfer.stream.write(rest) {
+            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+            Err(e) if is_passing(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    transfer.stream.shutdown(std::net::Shutdown::Write)
 }
 
 /// Receives a state and a device.
 ///
 /// # Errors
 ///
-/// That of connect(2), recvmsg(2), read(2); `InvalidData` when no descriptor came or the state has no end.
+/// That of connect(2), recvmsg(2), read(2); `TimedOut`; `InvalidData` when no descriptor came or the state has no end.
 pub(super) fn receive(supervisor: &Path) -> io::Result<(Vec<u8>, OwnedFd)> {
-    let stream = connect(supervisor)?;
+    let mut transfer = Transfer::begin(supervisor)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut first = vec![0; 64 << 10];
+    let mut piece = vec![0; 64 << 10];
     let mut device = None;
     let mut state = Vec::new();
-    // The descriptor comes with the first bytes, but a supervisor may send it alone before them.
-    while device.is_none() {
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut first)];
-        let message = recvmsg(&stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        for ancillary in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = ancillary {
-                for descriptor in descriptors {
-                    device.get_or_insert(descriptor);
+    loop {
+        transfer.wait(PollFlags::IN, "sent nothing")?;
+        // The descriptor comes with the first bytes, but a supervisor may send it alone before them.
+        let got = if device.is_none() {
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut piece)];
+            let got = recvmsg(&transfer.stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC);
+            for ancillary in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(descriptors) = ancillary {
+                    for descriptor in descriptors {
+                        device.get_or_insert(descriptor);
+                    }
                 }
             }
+            got.map(|message| message.bytes).map_err(io::Error::from)
+        } else {
+            transfer.stream.read(&mut piece)
+        };
+        match got {
+            Ok(0) => break,
+            Ok(n) => state.extend_from_slice(piece.get(..n).unwrap_or_default()),
+            Err(e) if is_passing(&e) => {}
+            Err(e) => return Err(e),
         }
-        if message.bytes == 0 {
-            break;
-        }
-        state.extend_from_slice(first.get(..message.bytes).unwrap_or_default());
-        if state.len() as u64 > STATE_MAX {
+        if state.len() > STATE_MAX {
             return Err(invalid("the state has no end"));
         }
     }
-    let device = device.ok_or_else(|| invalid("the supervisor sent no descriptor"))?;
-    let left = STATE_MAX + 1 - state.len() as u64;
-    stream.take(left).read_to_end(&mut state)?;
-    if state.len() as u64 > STATE_MAX {
-        return Err(invalid("the state has no end"));
-    }
-    Ok((state, device))
+    let none = "the supervisor sent no descriptor: it has to give back that of the mount together with the state, as `sendfd` \
+                gave it both";
+    Ok((state, device.ok_or_else(|| invalid(none))?))
 }
 
 fn invalid(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-fn connect(supervisor: &Path) -> io::Result<UnixStream> {
-    let stream = UnixStream::connect(supervisor)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    Ok(stream)
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// A connection on which nobody waits longer than a transfer may take.
+struct Transfer {
+    stream: UnixStream,
+    end: Instant,
+}
+
+impl Transfer {
+    fn begin(supervisor: &Path) -> io::Result<Self> {
+        let end = Instant::now() + TRANSFER;
+        let address = SocketAddrUnix::new(supervisor)?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // As long as the supervisor's backlog is full, connect(2) waits for so long.
+        set_socket_timeout(&socket, Timeout::Send, Some(SILENCE))?;
+        rustix::net::connect(&socket, &address).map_err(|error| match error {
+            Errno::AGAIN => silent("took no connection"),
+            other => other.into(),
+        })?;
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, end })
+    }
+
+    fn wait(&self, events: PollFlags, silence: &str) -> io::Result<()> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        let limit = Timespec::try_from(left.min(SILENCE)).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.stream, events)], Some(&limit)) {
+            Ok(0) if left > SILENCE => Err(silent(silence)),
+            Ok(0) => {
+                let text = format!("the transfer was not over after {} s", TRANSFER.as_secs());
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            }
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn silent(what: &str) -> io::Error {
+    let text = format!("the supervisor {what} for {} s", SILENCE.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 #[cfg(test)]
@@ -156,5 +212,22 @@ mod tests {
         let supervisor = thread::spawn(move || listener.accept().unwrap().0.write_all(b"state").unwrap());
         assert_eq!(receive(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
         supervisor.join().unwrap();
+    }
+
+    #[test]
+    fn a_supervisor_that_takes_no_connection_is_not_waited_for_without_end() {
+        use rustix::net::{bind, connect, listen};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("supervisor");
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let socket =
+            || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        let listener = socket();
+        bind(&listener, &address).unwrap();
+        listen(&listener, 0).unwrap();
+        let _first = socket();
+        connect(&_first, &address).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(send(&path, b"state", file.as_fd()).unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

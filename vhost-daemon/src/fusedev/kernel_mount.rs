@@ -90,16 +90,23 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, FuseError> {
     path.canonicalize().map_err(failed)
 }
 
-/// Mounts `device` on `path`, an existing directory.
+/// Mounts `device` on `path`, an existing directory. What is mounted there already is covered.
 pub(super) fn mount(device: BorrowedFd<'_>, path: &Path, writable: bool) -> Result<(), FuseError> {
     let at_path = |source: io::Error| FuseError::Mountpoint { path: path.to_owned(), source };
     let is_directory = match connection(path) {
-        Some(_) => answers_as_directory(path).map_err(|source| match source.kind() {
-            io::ErrorKind::TimedOut | io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted => {
-                FuseError::Abandoned { path: path.to_owned(), source }
-            }
-            _ => at_path(source),
-        })?,
+        Some(_) => {
+            let answer = answers_as_directory(path).map_err(|source| match source.kind() {
+                io::ErrorKind::TimedOut | io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted => {
+                    FuseError::Abandoned { path: path.to_owned(), source }
+                }
+                _ => at_path(source),
+            })?;
+            tracing::warn!(
+                "{} is a FUSE mount already, of a daemon that answers: it is covered",
+                path.display()
+            );
+            answer
+        }
         None => std::fs::metadata(path).map_err(at_path)?.is_dir(),
     };
     if !is_directory {
@@ -142,19 +149,38 @@ fn answers_as_directory(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Unmounts; a mount that is in use disappears from sight now and ends with its last user.
-pub(super) fn unmount(path: &Path) {
+/// Unmounts what is not in use. False: it is, and is there still.
+pub(super) fn unmount(path: &Path) -> bool {
     match rustix::mount::unmount(path, UnmountFlags::empty()) {
+        Ok(()) => tracing::info!("unmounted {}", path.display()),
         // EINVAL: somebody else did.
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-        Err(rustix::io::Errno::BUSY) => {
-            tracing::warn!("{} is in use: it is detached, and ends with its last user", path.display());
-            if let Err(error) = rustix::mount::unmount(path, UnmountFlags::DETACH) {
-                tracing::error!("cannot detach {}: {error}", path.display());
-            }
-        }
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(rustix::io::Errno::BUSY) => return false,
         Err(error) => tracing::error!("cannot unmount {}: {error}", path.display()),
     }
+    true
+}
+
+/// Takes a mount that is in use out of sight. Whoever uses it gets errors, also where somebody else holds the device and
+/// nobody would ever answer.
+pub(super) fn detach(path: &Path) {
+    match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::FORCE) {
+        Ok(()) => tracing::warn!("{} was in use: it is detached, and its users get errors", path.display()),
+        Err(error) => tracing::error!("cannot detach {}: {error}", path.display()),
+    }
+}
+
+/// Kind of the file system that covers the FUSE mount of `connection` on `path`: unmounting `path` would unmount that.
+pub(super) fn cover(path: &Path, connection: u32) -> Option<String> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    cover_in(&table, path, connection)
+}
+
+fn cover_in(table: &[u8], path: &Path, connection: u32) -> Option<String> {
+    let on_path: Vec<Mount<'_>> = mounts_in(table).filter(|mount| mount.point == path.as_os_str()).collect();
+    let ours = on_path.iter().position(|mount| mount.is_fuse() && mount.minor == Some(connection))?;
+    let above = on_path.get(ours + 1)?;
+    Some(String::from_utf8_lossy(above.kind).into_owned())
 }
 
 /// Minor device number of the topmost FUSE mount on `path`, which names its connection under /sys/fs/fuse.
@@ -164,19 +190,33 @@ pub(super) fn connection(path: &Path) -> Option<u32> {
 }
 
 fn connection_in(table: &[u8], path: &Path) -> Option<u32> {
-    let mut found = None;
-    for line in table.split(|b| *b == b'\n') {
+    mounts_in(table).filter(|mount| mount.is_fuse() && mount.point == path.as_os_str()).last()?.minor
+}
+
+/// A line of mountinfo.
+struct Mount<'a> {
+    point: OsString,
+    /// Minor number of its device.
+    minor: Option<u32>,
+    kind: &'a [u8],
+}
+
+impl Mount<'_> {
+    fn is_fuse(&self) -> bool {
+        self.kind == b"fuse" || self.kind.starts_with(b"fuse.")
+    }
+}
+
+/// All mounts, in the order in which they were made.
+fn mounts_in(table: &[u8]) -> impl Iterator<Item = Mount<'_>> {
+    table.split(|b| *b == b'\n').filter_map(|line| {
         // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS
         let mut fields = line.split(|b| *b == b' ');
-        let (Some(device), Some(point)) = (fields.nth(2), fields.nth(1)) else { continue };
+        let (device, point) = (fields.nth(2)?, fields.nth(1)?);
         let kind = fields.skip_while(|f| *f != b"-").nth(1).unwrap_or_default();
-        if unescape(point) != path.as_os_str() || !(kind == b"fuse" || kind.starts_with(b"fuse.")) {
-            continue;
-        }
         let minor = device.split(|b| *b == b':').nth(1).and_then(|b| std::str::from_utf8(b).ok());
-        found = minor.and_then(|minor| minor.parse().ok());
-    }
-    found
+        Some(Mount { point: unescape(point), minor: minor.and_then(|minor| minor.parse().ok()), kind })
+    })
 }
 
 /// Undoes the octal escapes of /proc's mount tables.
@@ -230,6 +270,9 @@ mod tests {
         assert_eq!(connection_in(table, Path::new("/mnt/a b")), Some(55));
         assert_eq!(connection_in(table, Path::new("/mnt/x")), Some(58), "the topmost");
         assert_eq!(connection_in(table, Path::new("/")), None, "no FUSE mount");
+        assert_eq!(cover_in(table, Path::new("/mnt/a b"), 55), None);
+        assert_eq!(cover_in(table, Path::new("/mnt/x"), 56).as_deref(), Some("tmpfs"));
+        assert_eq!(cover_in(table, Path::new("/mnt/x"), 58), None);
         assert_eq!(unescape(b"\\1\\0401\\"), OsString::from("\\1 1\\"));
     }
 }

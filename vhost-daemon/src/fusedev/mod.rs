@@ -5,6 +5,7 @@
 //! the daemon's state machine ([`crate::daemon`]).
 
 mod channel;
+mod device;
 mod handover;
 mod kernel_mount;
 mod pages;

@@ -56,6 +56,10 @@ enum SavedConfig {
 pub(super) enum SavedError {
     #[error("the state is not one of rafsd ({0}); a daemon can take over from its own kind only")]
     Form(String),
+    #[error(
+        "the state ends too early ({0}): what `sendfd` sent has to come back whole, the end of the stream being its end"
+    )]
+    Cut(String),
     #[error("the state has version {0}; this daemon understands {VERSION}: start one that is as new")]
     Version(u32),
     #[error("the state names a mount that cannot be: {0}")]
@@ -102,14 +106,18 @@ impl Saved {
             format: String,
             version: u32,
         }
-        let head: Head = serde_json::from_slice(bytes).map_err(|e| SavedError::Form(e.to_string()))?;
+        let wrong = |e: serde_json::Error| match e.is_eof() && bytes.starts_with(b"{") {
+            true => SavedError::Cut(e.to_string()),
+            false => SavedError::Form(e.to_string()),
+        };
+        let head: Head = serde_json::from_slice(bytes).map_err(wrong)?;
         if head.format != FORMAT {
             return Err(SavedError::Form("it says so itself".to_owned()));
         }
         if head.version != VERSION {
             return Err(SavedError::Version(head.version));
         }
-        let saved: Self = serde_json::from_slice(bytes).map_err(|e| SavedError::Form(e.to_string()))?;
+        let saved: Self = serde_json::from_slice(bytes).map_err(wrong)?;
         // That of the directories which lead to mounts.
         if saved.rested.iter().any(|rested| rested.index == 0) {
             return Err(SavedError::Mount("one that is gone had index 0".to_owned()));
@@ -178,7 +186,9 @@ impl SavedMount {
 mod tests {
     use super::*;
 
-    const RESTED: Rested = Rested { index: 9, generation: Some(7) };
+    fn rested() -> Rested {
+        Rested { index: 9, generation: Some(7), path: "/gone".to_owned() }
+    }
 
     fn mount(config: &MountConfig) -> Result<SavedMount, SavedError> {
         let path = MountPath::parse("/a/b").unwrap();
@@ -190,7 +200,7 @@ mod tests {
     fn what_is_saved_comes_back() {
         let agreed = Agreed { no_open: false, no_opendir: true };
         let mounts = vec![mount(&MountConfig::Text("{\"device\":1}".into())).unwrap()];
-        let saved = Saved::new(Some(55), agreed, mounts, vec![RESTED]);
+        let saved = Saved::new(Some(55), agreed, mounts, vec![rested()]);
         let back = Saved::decode(&saved.encode().unwrap()).unwrap();
         assert_eq!(back, saved);
         assert_eq!(back.agreed(), agreed);
@@ -203,10 +213,14 @@ mod tests {
     #[test]
     fn an_older_daemon_does_not_say_which_indexes_rest() {
         let agreed = Agreed { no_open: true, no_opendir: true };
-        let saved = Saved::new(None, agreed, Vec::new(), vec![RESTED]).encode().unwrap();
+        let saved = Saved::new(None, agreed, Vec::new(), vec![rested()]).encode().unwrap();
         let mut older: serde_json::Value = serde_json::from_slice(&saved).unwrap();
         older.as_object_mut().unwrap().remove("rested").unwrap();
         assert_eq!(Saved::decode(older.to_string().as_bytes()).unwrap().rested, []);
+        // Or not where they were.
+        older["rested"] = serde_json::json!([{"index": 9, "generation": 7}]);
+        let without = Saved::decode(older.to_string().as_bytes()).unwrap().rested;
+        assert_eq!(without, [Rested { path: String::new(), ..rested() }]);
     }
 
     #[test]
@@ -214,12 +228,14 @@ mod tests {
         // The reference's own form begins like this.
         let reference = Saved::decode(&[1, 0, 0x64, 0x86, 0x84, 0x19, 0x10, 7]);
         assert!(matches!(reference, Err(SavedError::Form(_))));
+        let cut = Saved::decode(br#"{"format":"rafsd-fuse","version":1,"mou"#);
+        assert!(matches!(cut, Err(SavedError::Cut(_))));
         let other = Saved::decode(br#"{"format":"other","version":1}"#);
         assert!(matches!(other, Err(SavedError::Form(_))));
         let newer = Saved::decode(br#"{"format":"rafsd-fuse","version":2,"new":true}"#);
         assert!(matches!(newer, Err(SavedError::Version(2))));
         let agreed = Agreed { no_open: true, no_opendir: true };
-        let nowhere = Saved::new(None, agreed, Vec::new(), vec![Rested { index: 0, generation: None }]);
+        let nowhere = Saved::new(None, agreed, Vec::new(), vec![Rested { index: 0, ..rested() }]);
         assert!(matches!(Saved::decode(&nowhere.encode().unwrap()), Err(SavedError::Mount(_))));
         let mut bad = mount(&MountConfig::Text(String::new())).unwrap();
         bad.index = 0;

@@ -3,7 +3,7 @@
 //! Owns: their start, their loop, their end; which requests they have in hand. Does not own: buffers and descriptors
 //! (`channel`), mounting.
 
-use super::channel::{Buffers, Channel, Later, Received, channels};
+use super::channel::{Buffers, Channel, Later, Received, channels, inflight};
 use super::pages::Pages;
 use crate::daemon::Inflight;
 use crate::fuse::abi::op;
@@ -15,10 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-/// How long a stop waits for replies that are still to come.
-const DRAIN_TIME: Duration = Duration::from_secs(30);
 /// `FUSE_UNIQUE_RESEND`: bit of the id of a request that comes a second time.
 const UNIQUE_RESENT: u64 = 1 << 63;
 
@@ -124,9 +122,9 @@ impl Session {
         self.shared.initialized.load(Ordering::Acquire)
     }
 
-    /// Ends the threads after the requests they have in hand, and waits for replies that were to come later. The mount
-    /// stays.
-    pub(super) fn stop(&self) {
+    /// Ends the threads after the requests they have in hand, and waits for replies that were to come later, for `limit`
+    /// at most. Returns how many of these are left. The mount stays.
+    pub(super) fn stop(&self, limit: Duration) -> usize {
         self.shared.stopping.store(true, Ordering::Release);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
@@ -140,10 +138,7 @@ impl Session {
             }
             let _ = thread.join();
         }
-        let left = self.later.drain(DRAIN_TIME);
-        if left > 0 {
-            tracing::warn!("{left} requests are still waiting for their store; they are left to a successor");
-        }
+        self.later.drain(limit)
     }
 
     /// Lets go of files that reads came from: some of them may be of no use any more.
@@ -151,8 +146,17 @@ impl Session {
         self.pages.clear();
     }
 
-    /// Requests that threads have in hand.
+    /// Requests that have no answer yet.
     pub(super) fn inflight(&self) -> Vec<Inflight> {
+        // Those in hand first: one that a thread puts off meanwhile is then among those that wait.
+        let mut all = self.in_hand();
+        all.extend(self.later.requests());
+        all.sort_unstable_by_key(|request| request.unique);
+        all.dedup_by_key(|request| request.unique);
+        all
+    }
+
+    fn in_hand(&self) -> Vec<Inflight> {
         let all = self.shared.in_hand.iter().filter_map(|hand| {
             let opcode = hand.opcode.load(Ordering::Acquire);
             (opcode != 0).then(|| Inflight {
@@ -203,19 +207,15 @@ impl<F: GuestFs> Worker<F> {
 
     fn serve(&self, buffers: &mut Buffers, len: usize) {
         let (request, mut reply) = buffers.reply_to(&self.channel, len);
-        let word =
-            |at: usize| request.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
-        let long =
-            |at: usize| request.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
-        let opcode = word(4);
+        let Inflight { inode, opcode, unique, timestamp_secs } = inflight(request);
         let hand = self.shared.in_hand.get(self.at);
         if let Some(hand) = hand {
-            hand.unique.store(long(8), Ordering::Relaxed);
-            hand.node.store(long(16), Ordering::Relaxed);
-            hand.since.store(seconds(), Ordering::Relaxed);
+            hand.unique.store(unique, Ordering::Relaxed);
+            hand.node.store(inode, Ordering::Relaxed);
+            hand.since.store(timestamp_secs, Ordering::Relaxed);
             hand.opcode.store(opcode.into(), Ordering::Release);
         }
-        let handled = if self.fail_resent && long(8) & UNIQUE_RESENT != 0 {
+        let handled = if self.fail_resent && unique & UNIQUE_RESENT != 0 {
             Ok(Outcome::Replied(reply.error(libc::ECONNABORTED)))
         } else {
             catch_unwind(AssertUnwindSafe(|| self.server.handle_waiting(request, len, &mut reply)))
@@ -237,9 +237,4 @@ impl<F: GuestFs> Worker<F> {
             (self.on_init)();
         }
     }
-}
-
-/// The present, seconds since 1970.
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }

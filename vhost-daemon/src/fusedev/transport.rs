@@ -3,10 +3,10 @@
 //! Owns: [`FuseMount`] and the order of these. Does not own: threads (`session`), the supervisor's socket (`handover`).
 
 use super::channel::Channel;
-use super::handover;
 use super::kernel_mount::{self, FuseError};
 use super::saved::{Saved, SavedMount};
 use super::session::{Serving, Session};
+use super::{device, handover};
 use crate::daemon::{Daemon, DaemonError, Inflight, Transport, ViewSpec};
 use crate::fuse::abi::init_flag;
 use crate::fuse::{InitLimits, Server};
@@ -16,6 +16,12 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+/// How long replies that wait for a store are waited for when a successor can answer them no more than we.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
+/// The same when one can.
+const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// What becomes of requests that a predecessor had read and not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +89,7 @@ impl FuseMount {
         let mountpoint = kernel_mount::resolve(&options.mountpoint)?;
         let namespace = daemon.open_view(ViewSpec::default())?;
         let limits = InitLimits { request_queues: 1, flags: init_flag::HAS_RESEND };
-        let server = Arc::new(Server::new(Arc::clone(&namespace), limits).without_flush());
+        let server = Arc::new(Server::new(Arc::clone(&namespace), limits).on_this_host());
         Ok(Arc::new(Self {
             options,
             mountpoint,
@@ -118,7 +124,7 @@ impl FuseMount {
                 Ok(())
             }
             Err(source) => {
-                kernel_mount::unmount(&self.mountpoint);
+                let _ = kernel_mount::unmount(&self.mountpoint);
                 Err(FuseError::Serve { path: self.mountpoint.clone(), source })
             }
         }
@@ -148,20 +154,36 @@ impl FuseMount {
         })
     }
 
-    /// Unmounts, while requests are still answered, and ends the threads.
+    /// Unmounts, while requests are still answered, and ends the threads. Requests that wait for a store have a second
+    /// left; whoever uses the mount after that gets errors.
     pub fn unmount(&self) {
         let (connection, session) = {
             let mut state = self.state();
             (state.connection.take(), state.session.take())
         };
-        if connection.is_some() && kernel_mount::connection(&self.mountpoint) == connection {
-            kernel_mount::unmount(&self.mountpoint);
-            tracing::info!("unmounted {}", self.mountpoint.display());
+        let is_in_use = connection.is_some_and(|connection| self.is_in_use(connection));
+        let left = session.map_or(0, |session| session.stop(LAST_REPLIES));
+        if left > 0 {
+            tracing::warn!("{left} requests still wait for their store; they fail");
         }
-        if let Some(session) = session {
-            session.stop();
+        if is_in_use {
+            kernel_mount::detach(&self.mountpoint);
         }
         self.state().device = None;
+    }
+
+    /// Unmounts what this daemon mounted, and nothing else. True: that is in use, and is there still.
+    fn is_in_use(&self, connection: u32) -> bool {
+        let path = self.mountpoint.display();
+        if let Some(kind) = kernel_mount::cover(&self.mountpoint, connection) {
+            tracing::warn!(
+                "{path} is covered by another mount ({kind}), which stays: what was mounted below it is dead from now on; \
+                 when that is unmounted, unmount {path} once more"
+            );
+            return false;
+        }
+        kernel_mount::connection(&self.mountpoint) == Some(connection)
+            && !kernel_mount::unmount(&self.mountpoint)
     }
 
     /// The directory it is mounted on.
@@ -171,7 +193,7 @@ impl FuseMount {
     }
 
     fn supervisor(&self) -> Result<&Path, DaemonError> {
-        let none = || DaemonError::Upgrade("no --supervisor was given".to_owned());
+        let none = || DaemonError::Upgrade(NO_SUPERVISOR.to_owned());
         self.options.supervisor.as_deref().ok_or_else(none)
     }
 
@@ -222,7 +244,10 @@ impl FuseMount {
                     let at_root = request.path == MountPath::root();
                     let place = Place { index, generation, at_root };
                     self.namespace.expect(&request.path, place);
-                    daemon.mount(&request)?;
+                    daemon.mount(&request).map_err(|error| {
+                        let path = &request.path;
+                        DaemonError::Upgrade(format!("what was mounted at {path} cannot be mounted again: {error}"))
+                    })?;
                     if !self.namespace.places().contains(&(request.path.clone(), place)) {
                         tracing::warn!(
                             "{} is another image than it was at {}: files of the former that are in use get ESTALE",
@@ -296,8 +321,9 @@ impl Transport for FuseMount {
 
     fn stop(&self) -> Result<(), DaemonError> {
         let session = self.state().session.take();
-        if let Some(session) = session {
-            session.stop();
+        let left = session.map_or(0, |session| session.stop(DRAIN_TIME));
+        if left > 0 {
+            tracing::warn!("{left} requests still wait for their store; they are left to a successor");
         }
         Ok(())
     }
@@ -319,6 +345,8 @@ impl Transport for FuseMount {
         let supervisor = self.supervisor()?;
         let (saved, device) = handover::receive(supervisor).map_err(|e| supervisor_error(supervisor, &e))?;
         let saved = Saved::decode(&saved).map_err(|e| DaemonError::Upgrade(e.to_string()))?;
+        let connection = device::check(device.as_fd(), &self.mountpoint, saved.connection)
+            .map_err(|e| DaemonError::Upgrade(e.to_string()))?;
         if let Some(path) = saved.passed_through().next() {
             if self.options.upgrade {
                 return Err(DaemonError::Upgrade(format!(
@@ -332,7 +360,7 @@ impl Transport for FuseMount {
         self.restore(&saved)?;
         let mut state = self.state();
         state.device = Some(Arc::new(device));
-        state.connection = kernel_mount::connection(&self.mountpoint).or(saved.connection);
+        state.connection = Some(connection);
         tracing::info!("took over {} with {} mount(s)", self.mountpoint.display(), saved.mounts.len());
         Ok(())
     }
@@ -372,14 +400,21 @@ impl Transport for FuseMount {
     }
 }
 
+const NO_SUPERVISOR: &str = "no --supervisor was given: start the daemon with --supervisor SOCKET and --id ID, and have \
+                             something listen on SOCKET that keeps its state";
+
 fn supervisor_error(supervisor: &Path, error: &std::io::Error) -> DaemonError {
-    let kind = match error.kind() {
-        std::io::ErrorKind::NotFound => "NotFound",
-        std::io::ErrorKind::ConnectionRefused => "ConnectionRefused",
-        _ => "Io",
+    let (kind, advice) = match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            ("NotFound", "; a supervisor has to listen there before it asks for a transfer")
+        }
+        std::io::ErrorKind::ConnectionRefused => {
+            ("ConnectionRefused", "; nobody listens there, or it is no socket")
+        }
+        _ => ("Io", ""),
     };
     DaemonError::Upgrade(format!(
-        "StorageBackendError(CreateUnixStream({kind}: {}: {error}))",
+        "StorageBackendError(CreateUnixStream({kind}: {}: {error}{advice}))",
         supervisor.display()
     ))
 }

@@ -4,13 +4,15 @@
 //! An index that something else had is given again last, and the one that has rested longest first: a guest may hold
 //! node ids of a mount for as long as it likes after the mount is gone. Does not own: mounts.
 
+use super::namespace::{Rested, generation_of};
+
 /// The index of a mount at `/`.
 const ROOT_INDEX: u8 = 1;
 /// Indexes there are: 1 ..= 255.
 const INDEXES: usize = 255;
 
 /// What became of each index so far.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Indexes {
     slots: Vec<Slot>,
     clock: u64,
@@ -28,7 +30,45 @@ struct Slot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Owner {
     path: String,
-    identity: Option<u64>,
+    who: Who,
+}
+
+/// What a mount was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    /// An image, by its identity.
+    Image(u64),
+    /// An image of a predecessor, by the generation of its nodes.
+    Former(u32),
+    /// Something that is never the same again.
+    Nameless,
+}
+
+impl Who {
+    fn of(identity: Option<u64>) -> Self {
+        identity.map_or(Self::Nameless, Self::Image)
+    }
+
+    fn generation(self) -> Option<u32> {
+        match self {
+            Self::Image(identity) => Some(generation_of(identity)),
+            Self::Former(generation) => Some(generation),
+            Self::Nameless => None,
+        }
+    }
+}
+
+impl Owner {
+    /// Whether guests that hold node ids of this may find those of `path` and `identity` under them.
+    fn is(&self, path: &str, identity: Option<u64>) -> bool {
+        let Some(identity) = identity else { return false };
+        let same = match self.who {
+            Who::Image(was) => was == identity,
+            Who::Former(generation) => generation == generation_of(identity),
+            Who::Nameless => false,
+        };
+        same && self.path == path
+    }
 }
 
 impl Indexes {
@@ -38,14 +78,13 @@ impl Indexes {
 
     /// An index for `path`; `None` when all are taken.
     pub(super) fn take(&mut self, path: &str, identity: Option<u64>) -> Option<u8> {
-        let owner = Owner { path: path.to_owned(), identity };
         let order = || {
             let first = usize::from(preferred(path)) - 1;
             (0..INDEXES).map(move |n| (first + n) % INDEXES)
         };
         let slot = |at: usize| self.slots.get(at);
         let same = order().find(|at| {
-            slot(*at).is_some_and(|s| !s.taken && identity.is_some() && s.owner.as_ref() == Some(&owner))
+            slot(*at).is_some_and(|s| !s.taken && s.owner.as_ref().is_some_and(|o| o.is(path, identity)))
         });
         let fresh = || order().find(|at| slot(*at).is_some_and(|s| s.owner.is_none()));
         let rested = || {
@@ -54,7 +93,7 @@ impl Indexes {
         };
         let at = same.or_else(fresh).or_else(rested)?;
         let slot = self.slots.get_mut(at)?;
-        slot.owner = Some(owner);
+        slot.owner = Some(Owner { path: path.to_owned(), who: Who::of(identity) });
         slot.taken = true;
         u8::try_from(at + 1).ok()
     }
@@ -63,34 +102,42 @@ impl Indexes {
     pub(super) fn take_exactly(&mut self, index: u8, path: &str, identity: Option<u64>) -> bool {
         let slot = self.slots.get_mut(usize::from(index).wrapping_sub(1)).filter(|slot| !slot.taken);
         let Some(slot) = slot else { return false };
-        slot.owner = Some(Owner { path: path.to_owned(), identity });
+        slot.owner = Some(Owner { path: path.to_owned(), who: Who::of(identity) });
         slot.taken = true;
         true
     }
 
     /// Has an index rest that something else had which is not known here.
     pub(super) fn retire(&mut self, index: u8) {
+        self.retire_known(&Rested { index, generation: None, path: String::new() });
+    }
+
+    /// Has an index rest that something had which is gone.
+    pub(super) fn retire_known(&mut self, rested: &Rested) {
         self.clock += 1;
-        let slot = self.slots.get_mut(usize::from(index).wrapping_sub(1)).filter(|slot| !slot.taken);
+        let who = rested.generation.map_or(Who::Nameless, Who::Former);
+        let slot = self.slots.get_mut(usize::from(rested.index).wrapping_sub(1)).filter(|slot| !slot.taken);
         if let Some(slot) = slot {
-            *slot = Slot {
-                owner: Some(Owner { path: String::new(), identity: None }),
-                taken: false,
-                freed: self.clock,
-            };
+            let owner = Owner { path: rested.path.clone(), who };
+            *slot = Slot { owner: Some(owner), taken: false, freed: self.clock };
         }
     }
 
-    /// Indexes that something had and nothing has now, the one that has rested longest first, and the identity of what
-    /// had them last.
-    pub(super) fn rested(&self) -> Vec<(u8, Option<u64>)> {
+    /// Indexes that something had and nothing has now, the one that has rested longest first, and what had them last.
+    pub(super) fn rested(&self) -> Vec<Rested> {
         let mut rested: Vec<_> = (1..=u8::MAX)
             .zip(&self.slots)
             .filter(|(_, slot)| !slot.taken)
-            .filter_map(|(index, slot)| Some((slot.freed, index, slot.owner.as_ref()?.identity)))
+            .filter_map(|(index, slot)| Some((slot.freed, index, slot.owner.as_ref()?)))
             .collect();
-        rested.sort_unstable();
-        rested.into_iter().map(|(_, index, identity)| (index, identity)).collect()
+        rested.sort_unstable_by_key(|(freed, index, _)| (*freed, *index));
+        let all = rested.into_iter();
+        all.map(|(_, index, owner)| Rested {
+            index,
+            generation: owner.who.generation(),
+            path: owner.path.clone(),
+        })
+        .collect()
     }
 
     /// Undoes [`Indexes::free`] when nothing else was taken since.
@@ -166,16 +213,33 @@ mod tests {
         let [a, b, c] = ["/a", "/b", "/c"].map(|path| before.take(path, Some(1)).unwrap());
         before.free(b);
         before.free(a);
-        assert_eq!(before.rested(), [(b, Some(1)), (a, Some(1))]);
+        let resting =
+            |indexes: &Indexes| -> Vec<u8> { indexes.rested().iter().map(|rested| rested.index).collect() };
+        assert_eq!(resting(&before), [b, a]);
         let mut after = Indexes::new();
         assert!(after.take_exactly(c, "/c", Some(1)));
-        for (index, _) in before.rested() {
-            after.retire(index);
-        }
+        before.rested().iter().for_each(|rested| after.retire_known(rested));
         after.retire(c);
-        assert_eq!(after.rested(), [(b, None), (a, None)], "one that is taken does not rest");
+        assert_eq!(after.rested(), before.rested(), "one that is taken does not rest");
         let given: Vec<u8> = (0..252).map(|n| after.take(&format!("/{n}"), Some(n)).unwrap()).collect();
         assert!(!given.contains(&a) && !given.contains(&b), "while there are others");
         assert_eq!(after.take("/more", Some(1)), Some(b));
+    }
+
+    #[test]
+    fn an_image_that_comes_back_elsewhere_has_the_index_that_it_had() {
+        let mut before = Indexes::new();
+        // Not the first choice of its path, which something else has.
+        let other = before.take("/a", Some(2)).unwrap();
+        let index = before.take("/a", Some(1)).unwrap();
+        assert_ne!(other, index);
+        before.free(index);
+        let mut after = Indexes::new();
+        before.rested().iter().for_each(|rested| after.retire_known(rested));
+        assert_ne!(after.clone().take("/a", Some(3)), Some(index), "another image");
+        assert_ne!(after.clone().take("/b", Some(1)), Some(index), "another path");
+        assert_ne!(after.clone().take("/a", None), Some(index), "a directory");
+        assert_eq!(after.take("/a", Some(1)), Some(index));
+        assert_eq!(after.take("/a", Some(1)).map(|again| again == index), Some(false), "it is taken");
     }
 }

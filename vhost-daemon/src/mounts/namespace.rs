@@ -50,13 +50,16 @@ pub(super) struct Slot {
 }
 
 /// An index that a mount had which is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "texts", derive(serde::Serialize, serde::Deserialize))]
 pub struct Rested {
     /// 1 to 255.
     pub index: u8,
     /// [`Place::generation`] of an image; nothing else has node ids that could be good again.
     pub generation: Option<u32>,
+    /// Where it was mounted: the same image there has the same node ids again. Empty where that is not known.
+    #[cfg_attr(feature = "texts", serde(default))]
+    pub path: String,
 }
 
 impl Rested {
@@ -203,15 +206,14 @@ impl Namespace {
     /// Indexes of mounts that are gone, the one that has rested longest first.
     #[must_use]
     pub fn rested(&self) -> Vec<Rested> {
-        let rested = self.lock().rested().into_iter();
-        rested.map(|(index, identity)| Rested { index, generation: identity.map(generation_of) }).collect()
+        self.lock().rested()
     }
 
     /// Has indexes rest that mounts of a predecessor had: guests may hold node ids of them, which are stale. What is taken
     /// here stays as it is.
     pub fn rest(&self, rested: &[Rested]) {
         let mut indexes = self.lock();
-        rested.iter().for_each(|rested| indexes.retire(rested.index));
+        rested.iter().for_each(|rested| indexes.retire_known(rested));
         self.remember(rested.iter().map(|rested| rested.index));
     }
 
@@ -263,7 +265,7 @@ impl Namespace {
 }
 
 /// 32 bits of an identity, as many as guests compare. Not 0, which is what nodes without a generation have.
-fn generation_of(identity: u64) -> u32 {
+pub(super) fn generation_of(identity: u64) -> u32 {
     let folded = (identity ^ identity >> 32) & u64::from(u32::MAX);
     u32::try_from(folded).unwrap_or(1).max(1)
 }

@@ -266,14 +266,17 @@ impl GuestFs for Namespace {
         }
     }
 
-    /// A directory may be passed through later on: what that needs is agreed on from the start.
+    /// A directory may be passed through later on: what that needs is agreed on from the start. Not the ACLs, for which the
+    /// client would ask about every file of an image.
     fn wanted_flags(&self) -> u64 {
         let table = self.table.load();
         let wanted = table.all().fold(0, |flags, slot| flags | slot.fs.wanted_flags());
         let later = init_flag::HANDLE_KILLPRIV_V2
             | init_flag::SUBMOUNTS
             | init_flag::POSIX_LOCKS
-            | init_flag::AUTO_INVAL_DATA;
+            | init_flag::AUTO_INVAL_DATA
+            | init_flag::DONT_MASK
+            | init_flag::SETXATTR_EXT;
         if self.stateless_open() { wanted } else { wanted | later }
     }
 
@@ -312,6 +315,11 @@ impl GuestFs for Namespace {
             // Nothing is open there, and nothing is to be written.
             Owner::Pseudo(_) => Ok(()),
         }
+    }
+
+    fn flush_may_wait(&self, node: u64, handle: u64) -> bool {
+        let table = self.table.load();
+        matches!(owner(&table, node), Ok(Owner::Mount(slot)) if slot.fs.flush_may_wait(node, handle))
     }
 
     fn lock(&self, ctx: &Context, lock: &LockRequest, io: &mut dyn ReadIo) -> io::Result<LockReply> {

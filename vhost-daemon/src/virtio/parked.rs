@@ -162,6 +162,10 @@ impl ParkedRead for Parked {
         Ok(())
     }
 
+    fn is_wanted(&self) -> bool {
+        Self::is_wanted(self)
+    }
+
     fn finish(self: Box<Self>, result: Result<usize, i32>) {
         self.0.answer(result);
     }

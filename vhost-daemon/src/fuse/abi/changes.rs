@@ -145,6 +145,20 @@ pub struct SetxattrIn {
     pub flags: u32,
 }
 
+/// Body of SETXATTR once SETXATTR_EXT is agreed on; name and value follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SetxattrExtIn {
+    /// Bytes of the value.
+    pub size: u32,
+    /// `XATTR_CREATE`, `XATTR_REPLACE`.
+    pub flags: u32,
+    /// [`SETXATTR_ACL_KILL_SGID`](super::SETXATTR_ACL_KILL_SGID).
+    pub setxattr_flags: u32,
+    /// 0.
+    pub padding: u32,
+}
+
 /// Body of FALLOCATE.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

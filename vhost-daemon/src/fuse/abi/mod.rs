@@ -9,7 +9,7 @@ mod session;
 
 pub use changes::{
     CopyFileRangeIn, CreateIn, CreateOut, FallocateIn, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn,
-    SetattrIn, SetxattrIn, WriteIn, WriteOut,
+    SetattrIn, SetxattrExtIn, SetxattrIn, WriteIn, WriteOut,
 };
 pub use files::{FileLock, FlushIn, FsyncIn, LkIn, LseekIn, LseekOut, OpenIn, OpenOut, ReadIn, ReleaseIn};
 pub use nodes::{
@@ -87,6 +87,7 @@ pub mod init_flag {
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     pub const EXPORT_SUPPORT: u64 = 1 << 4;
     pub const BIG_WRITES: u64 = 1 << 5;
+    pub const DONT_MASK: u64 = 1 << 6;
     pub const FLOCK_LOCKS: u64 = 1 << 10;
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     pub const DO_READDIRPLUS: u64 = 1 << 13;
@@ -95,12 +96,14 @@ pub mod init_flag {
     pub const WRITEBACK_CACHE: u64 = 1 << 16;
     pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub const POSIX_ACL: u64 = 1 << 20;
     pub const MAX_PAGES: u64 = 1 << 22;
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
     pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
     pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
     pub const SUBMOUNTS: u64 = 1 << 27;
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
     pub const HAS_RESEND: u64 = 1 << 39;
 }
@@ -140,6 +143,8 @@ pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_OPEN_KILL_SUIDGID` of OPEN with `O_TRUNC`: the same.
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+/// `FUSE_SETXATTR_ACL_KILL_SGID`: an ACL is set by somebody who loses the setgid bit by that.
+pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 /// `FUSE_RELEASE_FLUSH`.
 pub const RELEASE_FLUSH: u32 = 1 << 0;
 /// `FUSE_RELEASE_FLOCK_UNLOCK`.

@@ -3,8 +3,8 @@
 //! Owns: each change as system calls. Does not own: data (`mod.rs`), locks.
 
 use super::files::OpenFile;
-use super::inodes::Inode;
-use super::sys::{Identity, killing_suidgid, no_umask};
+use super::inodes::{Inode, stat_fd};
+use super::sys::{Identity, killing_suidgid, set_umask};
 use super::{Passthrough, os, proc_path, single};
 use crate::fuse::{Change, Changed, CreateFile, NewNode, SetAttr, SetTime};
 use fuse_backend_rs::api::filesystem::Context;
@@ -31,18 +31,18 @@ impl Passthrough {
     pub(super) fn apply(&self, ctx: &Context, change: &Change<'_>) -> io::Result<Changed> {
         match *change {
             Change::SetAttr(node, ref attr) => self.set_attr(node, attr),
-            Change::Mknod(new, mode, rdev) => self.make(ctx, new, |dir| {
+            Change::Mknod(new, mode, rdev, umask) => self.make(ctx, new, umask, |dir| {
                 let (major, minor) = ((rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xfff00));
                 let kind =
                     FileType::from_raw_mode(if mode & libc::S_IFMT == 0 { libc::S_IFREG } else { mode });
                 let dev = libc::makedev(major, minor);
                 Ok(rustix::fs::mknodat(dir, new.name, kind, permissions(mode), dev)?)
             }),
-            Change::Mkdir(new, mode) => {
-                self.make(ctx, new, |dir| Ok(rustix::fs::mkdirat(dir, new.name, permissions(mode))?))
+            Change::Mkdir(new, mode, umask) => {
+                self.make(ctx, new, umask, |dir| Ok(rustix::fs::mkdirat(dir, new.name, permissions(mode))?))
             }
             Change::Symlink(new, target) => {
-                self.make(ctx, new, |dir| Ok(rustix::fs::symlinkat(target, dir, new.name)?))
+                self.make(ctx, new, 0, |dir| Ok(rustix::fs::symlinkat(target, dir, new.name)?))
             }
             Change::Create(new, file) => self.create(ctx, new, file),
             Change::Tmpfile(node, file) => self.tmpfile(ctx, node, file),
@@ -59,7 +59,7 @@ impl Passthrough {
             Change::Link(node, new) => {
                 let inode = self.inode(node)?;
                 let fd = inode.fd()?;
-                self.make(&root(), new, |dir| {
+                self.make(&root(), new, 0, |dir| {
                     let path = proc_path(fd.as_fd());
                     let at = rustix::fs::CWD;
                     Ok(rustix::fs::linkat(at, path, dir, new.name, AtFlags::SYMLINK_FOLLOW)?)
@@ -73,11 +73,17 @@ impl Passthrough {
                 killing_suidgid(ctx.uid != 0, || rustix::fs::fallocate(&file.fd, mode, offset, length))?;
                 Ok(Changed::Done)
             }
-            Change::SetXattr(node, name, value, flags) => {
+            Change::SetXattr { node, name, value, flags, kill_sgid } => {
                 let inode = self.inode(node)?;
                 let fd = inode.fd()?;
                 let flags = XattrFlags::from_bits(flags).ok_or_else(|| os(libc::EINVAL))?;
-                rustix::fs::setxattr(proc_path(fd.as_fd()), name, value, flags)?;
+                let path = proc_path(fd.as_fd());
+                rustix::fs::setxattr(&path, name, value, flags)?;
+                let mode = if kill_sgid { u32::from(stat_fd(fd.as_fd())?.stx_mode) } else { 0 };
+                if mode & libc::S_ISGID != 0 {
+                    let mode = permissions(mode & !libc::S_ISGID);
+                    rustix::fs::chmodat(rustix::fs::CWD, &path, mode, AtFlags::empty())?;
+                }
                 Ok(Changed::Done)
             }
             Change::RemoveXattr(node, name) => {
@@ -95,14 +101,15 @@ impl Passthrough {
         &self,
         ctx: &Context,
         new: NewNode<'_>,
+        umask: u32,
         make: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<()>,
     ) -> io::Result<Changed> {
         let dir = self.directory(new.dir)?;
         let name = single(new.name)?;
         {
-            no_umask();
+            set_umask(umask);
             let fd = dir.fd()?;
-            let _user = Identity::of(ctx.uid, ctx.gid);
+            let _user = Identity::of(ctx.uid, ctx.gid)?;
             make(fd.as_fd())?;
         }
         let (inode, stat) = self.inodes.look_up(&self.proc, &dir, name)?;
@@ -121,7 +128,7 @@ impl Passthrough {
         let asked = file.flags.cast_signed() & CREATE_FLAGS;
         // What cannot be opened is not to be made.
         let held = self.share.take()?;
-        let made = self.create_new(ctx, &dir, name, file.mode, asked);
+        let made = self.create_new(ctx, &dir, name, file, asked);
         match made {
             Ok(fd) => {
                 let path_fd = self.proc.reopen(fd.as_fd(), libc::O_PATH)?;
@@ -157,18 +164,18 @@ impl Passthrough {
         ctx: &Context,
         dir: &Inode,
         name: &std::ffi::CStr,
-        mode: u32,
+        file: CreateFile,
         flags: i32,
     ) -> io::Result<OwnedFd> {
-        no_umask();
+        set_umask(file.umask);
         let fd = dir.fd()?;
-        let _user = Identity::of(ctx.uid, ctx.gid);
+        let _user = Identity::of(ctx.uid, ctx.gid)?;
         let flags = OFlags::from_bits_retain(flags.cast_unsigned())
             | OFlags::CREATE
             | OFlags::EXCL
             | OFlags::NOFOLLOW
             | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(fd.as_fd(), name, flags, permissions(mode))?)
+        Ok(rustix::fs::openat(fd.as_fd(), name, flags, permissions(file.mode))?)
     }
 
     fn tmpfile(&self, ctx: &Context, node: u64, file: CreateFile) -> io::Result<Changed> {
@@ -176,9 +183,9 @@ impl Passthrough {
         let asked = file.flags.cast_signed() & CREATE_FLAGS;
         let held = self.share.take()?;
         let fd = {
-            no_umask();
+            set_umask(file.umask);
             let fd = dir.fd()?;
-            let _user = Identity::of(ctx.uid, ctx.gid);
+            let _user = Identity::of(ctx.uid, ctx.gid)?;
             let flags = OFlags::from_bits_retain(asked.cast_unsigned()) | OFlags::TMPFILE | OFlags::CLOEXEC;
             rustix::fs::openat(fd.as_fd(), c".", flags, permissions(file.mode))?
         };

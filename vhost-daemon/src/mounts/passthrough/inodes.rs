@@ -196,6 +196,11 @@ impl Inodes {
         &self.root
     }
 
+    /// Whether that is the directory itself.
+    pub(super) fn is_root(&self, stat: &Statx) -> bool {
+        Key::of(stat) == self.root.key
+    }
+
     /// The node with this number, whatever the guest sent.
     pub(super) fn get(&self, number: u64) -> io::Result<Arc<Inode>> {
         if number == ROOT {
@@ -340,10 +345,21 @@ impl Inodes {
             _ if kind == libc::S_IFDIR || kind == libc::S_IFREG => proc.reopen(fd, flags),
             _ => return None,
         };
-        let mount = opened.ok().map(|fd| Arc::new(Mount { fd }));
-        let works = mount.filter(|mount| handle.open(mount.fd.as_fd(), libc::O_PATH).is_ok());
-        mounts.insert(key.mount, works.as_ref().map(Arc::downgrade));
-        works
+        let mount = Arc::new(Mount { fd: opened.ok()? });
+        match handle.open(mount.fd.as_fd(), libc::O_PATH) {
+            Ok(_) => {
+                mounts.insert(key.mount, Some(Arc::downgrade(&mount)));
+                Some(mount)
+            }
+            Err(error) => {
+                // Anything else passes: too many descriptors, a file that was removed.
+                let for_ever = [libc::EOPNOTSUPP, libc::EPERM, libc::ENOSYS];
+                if error.raw_os_error().is_some_and(|errno| for_ever.contains(&errno)) {
+                    mounts.insert(key.mount, None);
+                }
+                None
+            }
+        }
     }
 
     fn gone(&self, place: &Place) {

@@ -5,7 +5,7 @@
 
 use super::Passthrough;
 use super::inodes::{Inode, ROOT};
-use crate::fuse::abi::Attr;
+use crate::fuse::abi::{Attr, NAME_MAX};
 use crate::fuse::{PlusEntry, PlusSink, attr};
 use crate::mounts::INODE_MASK;
 use fuse_backend_rs::api::filesystem::DirEntry;
@@ -49,6 +49,10 @@ impl Passthrough {
                 Err(error) if first => return Err(error.into()),
                 Err(_) => break,
             };
+            // FUSE has no room for longer ones (FAT, NTFS and CIFS may have them), and nobody can look them up.
+            if entry.file_name().count_bytes() > NAME_MAX {
+                continue;
+            }
             let kind = match entry.file_type() {
                 FileType::Unknown => kind_of(file.fd.as_fd(), entry.file_name()),
                 known => d_type(known.as_raw_mode()),
@@ -109,7 +113,7 @@ impl Passthrough {
             };
             let added = sink.add(&PlusEntry {
                 node: self.node(inode.number),
-                generation: self.options.place.generation.into(),
+                generation: self.generation(inode.number),
                 attr: attr(&self.stat(&inode, &stat), self.flags_of(&inode)),
                 valid_secs,
                 ..plain

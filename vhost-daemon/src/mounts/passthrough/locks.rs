@@ -8,28 +8,66 @@
 use super::descriptors::Held;
 use super::files::OpenFile;
 use super::inodes::Inode;
-use super::sys::{Range, ofd_lock};
+use super::sys::{Range, held_ranges, ofd_lock};
 use super::{Passthrough, os};
 use crate::fuse::abi::FileLock;
 use crate::fuse::{LockReply, LockRequest, LockVerb, ParkedRead, ReadIo};
 use rustix::fs::FlockOperation;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
 /// Requests that may wait at once.
 const WAITING_MAX: usize = 4096;
+/// Interrupts of requests that are not known (yet) which are remembered.
+const EARLY_MAX: usize = 64;
 /// How often waiting requests are tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(10);
 
 /// The open file that holds the POSIX locks of an owner on a node.
 #[derive(Debug)]
 pub(super) struct Owner {
-    fd: OwnedFd,
+    file: RwLock<LockFile>,
     _held: Held,
 }
+
+/// Open for writing from the first write lock on, and not before: to open does something on the host (a program that is
+/// open for writing cannot be run, a file of an overlay is copied up).
+#[derive(Debug)]
+struct LockFile {
+    fd: OwnedFd,
+    writable: bool,
+}
+
+impl Owner {
+    fn set(&self, range: Range) -> io::Result<()> {
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        ofd_lock(file.fd.as_fd(), true, range).map(drop)
+    }
+
+    fn find(&self, range: Range) -> io::Result<Range> {
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        ofd_lock(file.fd.as_fd(), false, range)
+    }
+
+    /// Makes it one that write locks can be taken on. Its read locks move along: nobody has what is in their way.
+    fn make_writable(&self, open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<()> {
+        let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        if !file.writable {
+            let fd = open()?;
+            for range in held_ranges(file.fd.as_fd())? {
+                ofd_lock(fd.as_fd(), true, range)?;
+            }
+            *file = LockFile { fd, writable: true };
+        }
+        Ok(())
+    }
+}
+
+const EVERYTHING: Range = Range { kind: F_UNLCK, start: 0, len: 0, pid: 0 };
 
 /// What a lock is taken on.
 #[derive(Debug)]
@@ -42,9 +80,19 @@ impl Target {
     /// Takes or drops it. `EAGAIN` when somebody else holds it.
     fn set(&self) -> io::Result<()> {
         match self {
-            Self::Posix(owner, range) => ofd_lock(owner.fd.as_fd(), true, *range).map(drop),
+            Self::Posix(owner, range) => owner.set(*range),
             Self::Flock(file, operation) => Ok(rustix::fs::flock(&file.fd, *operation)?),
         }
+    }
+
+    /// Gives back what `set` got.
+    fn undo(&self) {
+        let _ = match self {
+            Self::Posix(owner, range) => owner.set(Range { kind: F_UNLCK, ..*range }),
+            Self::Flock(file, _) => {
+                rustix::fs::flock(&file.fd, FlockOperation::NonBlockingUnlock).map_err(Into::into)
+            }
+        };
     }
 }
 
@@ -65,6 +113,8 @@ pub(super) struct Waiters {
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiter>,
+    /// Requests whose interrupt came before they began to wait: two threads may read the two, and it comes once.
+    early: VecDeque<u64>,
     running: bool,
 }
 
@@ -83,10 +133,15 @@ impl Waiters {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait(self: &Arc<Self>, waiter: Waiter) -> Result<(), Waiter> {
+    /// Has a request wait. What cannot wait comes back, with the errno that answers it.
+    fn wait(self: &Arc<Self>, waiter: Waiter) -> Result<(), (Waiter, i32)> {
         let mut state = self.state();
+        if let Some(at) = state.early.iter().position(|unique| *unique == waiter.unique) {
+            state.early.remove(at);
+            return Err((waiter, libc::EINTR));
+        }
         if state.waiting.len() >= WAITING_MAX {
-            return Err(waiter);
+            return Err((waiter, libc::ENOLCK));
         }
         state.waiting.push(waiter);
         if !state.running {
@@ -96,7 +151,7 @@ impl Waiters {
                 Ok(_) => state.running = true,
                 Err(error) => {
                     tracing::warn!("cannot start the thread that waits for locks: {error}");
-                    return state.waiting.pop().map_or(Ok(()), Err);
+                    return state.waiting.pop().map_or(Ok(()), |waiter| Err((waiter, libc::ENOLCK)));
                 }
             }
         }
@@ -109,7 +164,12 @@ impl Waiters {
             let mut still = Vec::new();
             let mut done = Vec::new();
             for waiter in std::mem::take(&mut state.waiting) {
+                // Whose ring was stopped has heard EIO, and would never drop what it got here.
+                if !waiter.parked.is_wanted() {
+                    continue;
+                }
                 match waiter.target.set() {
+                    Ok(()) if !waiter.parked.is_wanted() => waiter.target.undo(),
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => still.push(waiter),
                     Err(e) => done.push((waiter, Err(e.raw_os_error().unwrap_or(libc::EIO)))),
                     Ok(()) => done.push((waiter, Ok(0))),
@@ -137,7 +197,13 @@ impl Waiters {
     /// Ends the wait of request `unique`.
     pub(super) fn interrupt(&self, unique: u64) {
         let mut state = self.state();
-        let Some(index) = state.waiting.iter().position(|waiter| waiter.unique == unique) else { return };
+        let Some(index) = state.waiting.iter().position(|waiter| waiter.unique == unique) else {
+            if state.early.len() >= EARLY_MAX {
+                state.early.pop_front();
+            }
+            state.early.push_back(unique);
+            return;
+        };
         let waiter = state.waiting.swap_remove(index);
         drop(state);
         waiter.parked.finish(Err(libc::EINTR));
@@ -145,7 +211,11 @@ impl Waiters {
 
     /// Ends every wait.
     pub(super) fn clear(&self) {
-        let waiting = std::mem::take(&mut self.state().waiting);
+        let waiting = {
+            let mut state = self.state();
+            state.early.clear();
+            std::mem::take(&mut state.waiting)
+        };
         for waiter in waiting {
             waiter.parked.finish(Err(libc::EINTR));
         }
@@ -169,12 +239,10 @@ impl Passthrough {
             Target::Flock(self.files.get(request.handle, &inode)?, operation)
         } else {
             let range = range(&request.lock)?;
-            let owner = self.owner(&inode, request.owner)?;
             if request.verb == LockVerb::Get {
-                let found = ofd_lock(owner.fd.as_fd(), false, range)?;
-                return Ok(LockReply::Holder(holder(found)));
+                return Ok(LockReply::Holder(holder(self.find(&inode, request.owner, range)?)));
             }
-            Target::Posix(owner, range)
+            Target::Posix(self.owner(&inode, request.owner, range.kind == F_WRLCK)?, range)
         };
         match target.set() {
             Ok(()) => {
@@ -183,8 +251,9 @@ impl Passthrough {
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && request.verb == LockVerb::SetWait => {
                 let parked = io.park().ok_or_else(|| os(libc::EAGAIN))?;
-                if let Err(waiter) = self.waiters.wait(Waiter { unique: request.unique, target, parked }) {
-                    waiter.parked.finish(Err(libc::ENOLCK));
+                let waiter = Waiter { unique: request.unique, target, parked };
+                if let Err((waiter, errno)) = self.waiters.wait(waiter) {
+                    waiter.parked.finish(Err(errno));
                 }
                 Ok(LockReply::Parked)
             }
@@ -192,18 +261,33 @@ impl Passthrough {
         }
     }
 
+    /// What is in the way of a lock of `owner`.
+    fn find(&self, inode: &Inode, owner: u64, range: Range) -> io::Result<Range> {
+        let owner = inode.locks.lock().unwrap_or_else(PoisonError::into_inner).get(&owner).cloned();
+        if let Some(owner) = owner {
+            return owner.find(range);
+        }
+        if inode.kind != libc::S_IFREG {
+            return Err(os(libc::EINVAL));
+        }
+        ofd_lock(inode.open(&self.proc, libc::O_RDONLY)?.as_fd(), false, range)
+    }
+
     /// The open file that holds the locks of `owner`.
-    fn owner(&self, inode: &Inode, number: u64) -> io::Result<Arc<Owner>> {
+    fn owner(&self, inode: &Inode, number: u64, writable: bool) -> io::Result<Arc<Owner>> {
         let mut locks = inode.locks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(owner) = locks.get(&number) {
+            if writable {
+                owner.make_writable(|| inode.open(&self.proc, libc::O_RDWR))?;
+            }
             return Ok(Arc::clone(owner));
         }
         if inode.kind != libc::S_IFREG {
             return Err(os(libc::EINVAL));
         }
         let held = self.share.take()?;
-        let fd = inode.open(&self.proc, libc::O_RDWR).or_else(|_| inode.open(&self.proc, libc::O_RDONLY))?;
-        let owner = Arc::new(Owner { fd, _held: held });
+        let fd = inode.open(&self.proc, if writable { libc::O_RDWR } else { libc::O_RDONLY })?;
+        let owner = Arc::new(Owner { file: RwLock::new(LockFile { fd, writable }), _held: held });
         locks.insert(number, Arc::clone(&owner));
         Ok(owner)
     }
@@ -218,8 +302,7 @@ impl Passthrough {
                 locks.remove(&owner);
             }
             drop(locks);
-            let all = Range { kind: F_UNLCK, start: 0, len: 0, pid: 0 };
-            let _ = ofd_lock(held.fd.as_fd(), true, all);
+            let _ = held.set(EVERYTHING);
             self.waiters.look();
         }
     }
@@ -230,11 +313,10 @@ impl Passthrough {
     pub(super) fn release_locks(&self) {
         // Those that wait first, so that none gets what is dropped here.
         self.waiters.clear();
-        let all = Range { kind: F_UNLCK, start: 0, len: 0, pid: 0 };
         for inode in self.inodes.all() {
             let held = std::mem::take(&mut *inode.locks.lock().unwrap_or_else(PoisonError::into_inner));
             for owner in held.values() {
-                let _ = ofd_lock(owner.fd.as_fd(), true, all);
+                let _ = owner.set(EVERYTHING);
             }
         }
         if self.options.flocks {
@@ -278,6 +360,6 @@ fn holder(found: Range) -> FileLock {
     } else {
         start.saturating_add(found.len.cast_unsigned()) - 1
     };
-    // The holder is known to the host alone; its pid says nothing to a guest.
+    // That of a process of the host, which the dispatcher tells the host alone.
     FileLock { start, end, kind, pid: u32::try_from(found.pid).unwrap_or(0) }
 }

@@ -45,6 +45,8 @@ use std::time::Duration;
 
 /// Largest xattr value and list of names, bytes (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const XATTR_MAX: usize = 65_536;
+/// Directories inside of one another through which a way up is looked for.
+const DEPTH_MAX: usize = 4096;
 /// Descriptors that nodes may hold before file handles are used.
 const FD_BUDGET: usize = 8192;
 
@@ -109,6 +111,9 @@ pub struct Passthrough {
     share: Arc<Share>,
     waiters: Arc<Waiters>,
     proc: DirFd,
+    /// Generation of all nodes but the root, another one each time: after a restart a number may be another file's, which a
+    /// guest that holds the former must not take for it.
+    generation: u32,
 }
 
 /// /proc/self/fd.
@@ -120,6 +125,11 @@ impl DirFd {
         let flags = OFlags::from_bits_retain(flags.cast_unsigned()) | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(self.0.as_fd(), fd.as_raw_fd().to_string(), flags, Mode::empty())?)
     }
+}
+
+/// A number that nobody can tell beforehand.
+fn random() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0)
 }
 
 /// An error that is an errno.
@@ -146,7 +156,9 @@ impl Passthrough {
     fn new(root: Arc<OwnedFd>, proc: Arc<OwnedFd>, options: PassthroughOptions) -> Self {
         let share = Arc::new(Share::new());
         let inodes = Inodes::new(root, options.fd_budget, Arc::clone(&share));
-        Self { options, inodes, files: Files::default(), share, waiters: Waiters::new(), proc: DirFd(proc) }
+        let generation = u32::try_from(random() >> 32).unwrap_or(1).max(1);
+        let (files, waiters) = (Files::new(), Waiters::new());
+        Self { options, inodes, files, share, waiters, proc: DirFd(proc), generation }
     }
 
     /// Ends what waits for a lock.
@@ -184,10 +196,14 @@ impl Passthrough {
         if inode.kind == libc::S_IFDIR { Ok(inode) } else { Err(os(libc::ENOTDIR)) }
     }
 
+    fn generation(&self, number: u64) -> u64 {
+        if number == ROOT { self.options.place.generation.into() } else { self.generation.into() }
+    }
+
     fn entry(&self, inode: &Inode, stat: &Statx) -> Entry {
         Entry {
             inode: self.node(inode.number),
-            generation: self.options.place.generation.into(),
+            generation: self.generation(inode.number),
             attr: self.stat(inode, stat),
             attr_flags: self.flags_of(inode),
             attr_timeout: self.options.timeout,
@@ -314,7 +330,12 @@ impl GuestFs for Passthrough {
     }
 
     fn wanted_flags(&self) -> u64 {
-        let mut flags = init_flag::HANDLE_KILLPRIV_V2 | init_flag::SUBMOUNTS | init_flag::AUTO_INVAL_DATA;
+        let mut flags = init_flag::HANDLE_KILLPRIV_V2
+            | init_flag::SUBMOUNTS
+            | init_flag::AUTO_INVAL_DATA
+            | init_flag::POSIX_ACL
+            | init_flag::DONT_MASK
+            | init_flag::SETXATTR_EXT;
         if self.options.posix_locks {
             flags |= init_flag::POSIX_LOCKS;
         }
@@ -338,6 +359,11 @@ impl GuestFs for Passthrough {
 
     fn file_op(&self, _ctx: &Context, node: u64, op: &FileOp) -> io::Result<()> {
         self.on_file(node, op)
+    }
+
+    fn flush_may_wait(&self, node: u64, handle: u64) -> bool {
+        let file = self.inode(node).and_then(|inode| self.files.get(handle, &inode));
+        file.is_ok_and(|file| file.reports_at_close)
     }
 
     fn lock(&self, _ctx: &Context, lock: &LockRequest, io: &mut dyn ReadIo) -> io::Result<LockReply> {
@@ -411,8 +437,7 @@ impl FileSystem for Passthrough {
                 }
                 return Ok(self.entry(&dir, &stat_fd(dir.fd()?.as_fd())?));
             }
-            // Upwards may be outside by now: the host can move a directory away from under a guest.
-            b".." => return Err(os(libc::ESTALE)),
+            b".." => return self.look_up_parent(&dir),
             _ => {}
         }
         match self.inodes.look_up(&self.proc, &dir, single(name)?) {
@@ -553,6 +578,29 @@ impl FileSystem for Passthrough {
 }
 
 impl Passthrough {
+    /// The directory above, if that is inside still: the host can move a directory away from under a guest.
+    fn look_up_parent(&self, dir: &Inode) -> io::Result<Entry> {
+        if dir.number == ROOT {
+            return Err(os(libc::ESTALE));
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let above = |fd: BorrowedFd<'_>| rustix::fs::openat(fd, c"..", flags, Mode::empty());
+        let parent = above(dir.fd()?.as_fd())?;
+        let mut at = parent.try_clone()?;
+        let mut depth = 0;
+        while !self.inodes.is_root(&stat_fd(at.as_fd())?) {
+            let next = above(at.as_fd())?;
+            let is_top = inodes::Key::of(&stat_fd(next.as_fd())?) == inodes::Key::of(&stat_fd(at.as_fd())?);
+            depth += 1;
+            if is_top || depth > DEPTH_MAX {
+                return Err(os(libc::ESTALE));
+            }
+            at = next;
+        }
+        let (inode, stat) = self.inodes.add(&self.proc, None, parent)?;
+        Ok(self.entry(&inode, &stat))
+    }
+
     /// An `O_PATH` descriptor of a node for keeps.
     fn path_fd(&self, inode: &Inode) -> io::Result<OwnedFd> {
         match inode.fd()? {

@@ -1,4 +1,5 @@
-//! System calls that neither std nor rustix has: file handles, locks of open files, a thread's file-system identity.
+//! System calls that neither std nor rustix has: file handles, locks of open files, a thread's file-system identity, errors
+//! of close(2).
 //!
 //! Owns: these calls, each behind a safe function. Does not own: when they are made.
 //!
@@ -8,7 +9,8 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Once;
 
 /// Largest file handle, bytes (`MAX_HANDLE_SZ`).
 const HANDLE_MAX: usize = 128;
@@ -122,24 +124,77 @@ pub(super) fn ofd_lock(fd: BorrowedFd<'_>, set: bool, range: Range) -> io::Resul
     Ok(Range { kind: lock.l_type, start: lock.l_start, len: lock.l_len, pid: lock.l_pid })
 }
 
-thread_local! {
-    /// Whether this thread has a umask of its own, which is 0.
-    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+/// The locks that an open file of this process holds (`F_OFD_SETLK`).
+///
+/// # Errors
+///
+/// That of reading /proc; `InvalidData` for a line that is not understood.
+pub(super) fn held_ranges(fd: BorrowedFd<'_>) -> io::Result<Vec<Range>> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let lines =
+        info.lines().filter_map(|line| line.strip_prefix("lock:")).filter(|line| line.contains("OFDLCK"));
+    lines.map(|line| range_in(line).ok_or_else(|| io::ErrorKind::InvalidData.into())).collect()
 }
 
-/// Makes what this thread creates have exactly the mode it asks for. A umask belongs to the process until a thread
-/// takes one for itself.
-pub(super) fn no_umask() {
+/// `1: OFDLCK ADVISORY READ -1 08:01:4711 0 EOF`, as in /proc/locks.
+fn range_in(line: &str) -> Option<Range> {
+    let mut fields = line.split_ascii_whitespace().skip(3);
+    let kind = match fields.next()? {
+        "READ" => libc::F_RDLCK,
+        "WRITE" => libc::F_WRLCK,
+        _ => return None,
+    };
+    let start: i64 = fields.nth(2)?.parse().ok()?;
+    let len = match fields.next()? {
+        "EOF" => 0,
+        last => last.parse::<i64>().ok()?.checked_sub(start)?.checked_add(1)?,
+    };
+    Some(Range { kind: i16::try_from(kind).ok()?, start, len, pid: 0 })
+}
+
+thread_local! {
+    /// This thread's own umask, if it has one.
+    static OWN_UMASK: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Gives this thread the umask of the guest's process for which it creates something: where a directory has a default ACL
+/// the host leaves the umask out. A umask belongs to the process until a thread takes one for itself.
+pub(super) fn set_umask(umask: u32) {
+    static ONCE: Once = Once::new();
+    let umask = umask & 0o777;
     OWN_UMASK.with(|own| {
-        if !own.get() {
-            // SAFETY: no pointers; from here on this thread has a root, working directory and umask of its own,
-            // all of them as they were. Nothing here depends on the process sharing them.
-            if unsafe { libc::unshare(libc::CLONE_FS) } == 0 {
-                rustix::process::umask(rustix::fs::Mode::empty());
-            }
-            own.set(true);
+        if own.get() == Some(umask) {
+            return;
         }
+        // SAFETY: no pointers; from here on this thread has a root, working directory and umask of its own, all of them
+        // as they were. Nothing here depends on the process sharing them.
+        if own.get().is_none() && unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+            let error = io::Error::last_os_error();
+            ONCE.call_once(|| {
+                tracing::warn!(
+                    "threads cannot have a umask of their own ({error}): what guests make has the modes that this daemon's \
+                     umask leaves; allow unshare(2), or start it with umask 0"
+                );
+            });
+            return;
+        }
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
+        own.set(Some(umask));
     });
+}
+
+/// Closes a duplicate of `fd`: some file systems say only then what became of writes (NFS, CIFS, FUSE).
+///
+/// # Errors
+///
+/// That of close(2).
+pub(super) fn close_duplicate(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let duplicate = rustix::io::fcntl_dupfd_cloexec(fd, 0)?.into_raw_fd();
+    // SAFETY: the descriptor was just made, its owner gave it up, and it is used no more whatever close(2) says.
+    match unsafe { libc::close(duplicate) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Sets the identity that this thread has towards file systems; returns the one it had.
@@ -155,12 +210,23 @@ pub(super) struct Identity(Option<(u32, u32)>);
 impl Identity {
     /// Becomes `uid` and `gid`; keeps the right to enter any directory: the guest's kernel has checked permissions,
     /// and knows groups that this side does not.
-    pub(super) fn of(uid: u32, gid: u32) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for nobody's numbers; `EPERM` where this daemon may not become that user.
+    pub(super) fn of(uid: u32, gid: u32) -> io::Result<Self> {
         use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-        if uid == 0 && gid == 0 {
-            return Self(None);
+        if uid == u32::MAX || gid == u32::MAX {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let old = set_identity(uid, gid);
+        if uid == 0 && gid == 0 {
+            return Ok(Self(None));
+        }
+        let identity = Self(Some(set_identity(uid, gid)));
+        // These calls do not say whether they did anything. Nobody's numbers change nothing and answer what there is.
+        if set_identity(u32::MAX, u32::MAX) != (uid, gid) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         if uid != 0
             && let Ok(mut sets) = capabilities(None)
         {
@@ -168,7 +234,7 @@ impl Identity {
             sets.effective |= kept & sets.permitted;
             let _ = set_capabilities(None, sets);
         }
-        Self(Some(old))
+        Ok(identity)
     }
 }
 
