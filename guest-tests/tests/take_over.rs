@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests")]
 
+#[path = "common/setting.rs"]
+mod setting;
+
 use std::fs::{self, File};
-use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,92 +17,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use guest_tests::support::api::{call, wait_for_state};
+use guest_tests::support::api::wait_for_state;
 use guest_tests::support::binaries::ours;
-use guest_tests::support::fuse_mode::{FuseHost, possible};
+use guest_tests::support::fuse_mode::possible;
 use guest_tests::support::image::Image;
 use guest_tests::support::process::Process;
 use guest_tests::support::random::Random;
 use guest_tests::support::supervisor::Kept;
+use setting::{FILE_SIZE, FILES, LIMIT, Setting};
 use tempfile::TempDir;
-
-const LIMIT: Duration = Duration::from_secs(60);
-const FILES: u64 = 4;
-const FILE_SIZE: u64 = 3 << 20;
-
-/// An image, its source, and a place to mount it.
-struct Setting {
-    source: TempDir,
-    image: Image,
-    host: FuseHost,
-}
-
-impl Setting {
-    fn new() -> Self {
-        let source = tempfile::tempdir().unwrap();
-        let mut random = Random::new(5);
-        for file in 0..FILES {
-            let words = (0..FILE_SIZE / 8).flat_map(|_| random.next().to_le_bytes());
-            let data: Vec<u8> = words.collect();
-            fs::write(source.path().join(file.to_string()), data).unwrap();
-        }
-        let image = Image::build(source.path(), 6, &["--chunk-size", "0x10000"]).unwrap();
-        Self { source, image, host: FuseHost::new().unwrap() }
-    }
-
-    fn image_flags(&self) -> [String; 4] {
-        let text = |path: &Path| path.to_str().unwrap().to_owned();
-        [
-            "--bootstrap".to_owned(),
-            text(&self.image.bootstrap),
-            "--localfs-dir".to_owned(),
-            text(&self.image.blobs),
-        ]
-    }
-
-    /// What the API is told to mount the image.
-    fn image_body(&self) -> serde_json::Value {
-        let config = format!(
-            r#"{{"device":{{"backend":{{"type":"localfs","config":{{"dir":"{0}"}}}},"cache":{{"type":"blobcache","config":{{"work_dir":"{0}"}}}}}},"mode":"direct"}}"#,
-            self.image.blobs.display()
-        );
-        serde_json::json!({"fs_type": "rafs", "source": self.image.bootstrap, "config": config})
-    }
-
-    /// Mounts something by the API.
-    fn mount(&self, api: &str, path: &str, body: &serde_json::Value) {
-        let path = format!("/api/v1/mount?mountpoint={path}");
-        let (status, answer) = call(&self.path(api), "POST", &path, &body.to_string()).unwrap();
-        assert_eq!(status, 204, "{answer}");
-    }
-
-    /// Unmounts something by the API.
-    fn umount(&self, api: &str, path: &str) {
-        let path = format!("/api/v1/mount?mountpoint={path}");
-        let (status, answer) = call(&self.path(api), "DELETE", &path, "").unwrap();
-        assert_eq!(status, 204, "{answer}");
-    }
-
-    /// A daemon that has a supervisor, and runs.
-    fn supervised(&self, api: &str, flags: &[&str]) -> Process {
-        let daemon = self.start_supervised(api, flags).unwrap();
-        wait_for_state(&self.path(api), "RUNNING").unwrap();
-        daemon
-    }
-
-    fn ends(&self, daemon: &mut Process) {
-        daemon.terminate().unwrap();
-        assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
-        assert!(!self.is_mounted().unwrap());
-    }
-}
-
-impl Deref for Setting {
-    type Target = FuseHost;
-    fn deref(&self) -> &FuseHost {
-        &self.host
-    }
-}
 
 /// Readers that compare what they read from a mount with its source until they are told to stop. They are a process of
 /// their own: this one starts daemons, and a new process closes what it inherits, which would wait for the daemon that
@@ -445,6 +370,71 @@ fn an_upgrade_remembers_what_was_unmounted_before_it() {
 }
 
 #[test]
+fn an_image_that_comes_back_after_an_upgrade_is_the_one_that_was_there() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let mut old = setting.supervised("api0", &[]);
+    let image = setting.image_body();
+    setting.mount("api0", "/s1", &image);
+    let file = setting.mountpoint().join("s1/0");
+    let held = File::open(&file).unwrap();
+    let inode = held.metadata().unwrap().ino();
+    setting.umount("api0", "/s1");
+    let kept = setting.save("api0").unwrap();
+    let mut new = setting.start_successor("api1", &["--upgrade"]).unwrap();
+    setting.take_over("api1", &kept).unwrap();
+    setting.done("api0", "/api/v1/daemon/exit").unwrap();
+    assert!(old.wait(LIMIT).unwrap().success(), "{}", old.output());
+    setting.serve("api1").unwrap();
+    setting.mount("api1", "/s1", &image);
+    assert_eq!(fs::metadata(&file).unwrap().ino(), inode, "the inode number changed");
+    let mut text = vec![0; 5000];
+    std::os::unix::fs::FileExt::read_exact_at(&held, &mut text, 4000).unwrap();
+    assert_eq!(text, fs::read(setting.source.path().join("0")).unwrap()[4000..9000]);
+    drop(held);
+    setting.ends(&mut new);
+}
+
+#[test]
+fn what_is_not_the_device_of_the_mount_is_not_taken_over() {
+    if !possible() {
+        return;
+    }
+    let setting = Setting::new();
+    let mut old = setting.supervised("api0", &[]);
+    setting.mount("api0", "/s1", &setting.image_body());
+    let kept = setting.save("api0").unwrap();
+    let refused = |api: &str, device: std::os::fd::OwnedFd, words: &str| {
+        let kept = Kept { state: kept.state.clone(), device };
+        let (status, answer) = setting.offer(api, &kept).unwrap();
+        assert!(status == 500 && answer.contains(words) && !answer.contains("  "), "{status} {answer}");
+        wait_for_state(&setting.path(api), "INIT").unwrap();
+    };
+    let mut new = setting.start_successor("api1", &["--upgrade"]).unwrap();
+    let open = |path: &Path| File::options().read(true).write(true).open(path).unwrap().into();
+    refused("api1", open(Path::new("/dev/null")), "character device 1:3, not /dev/fuse");
+    refused("api1", open(&setting.source.path().join("0")), "a regular file, not /dev/fuse");
+    refused("api1", open(Path::new("/dev/fuse")), "the mount is gone");
+    // Another mountpoint: SIGTERM would leave the right one dead.
+    let elsewhere = setting.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let flags = ["--upgrade", "--mountpoint", elsewhere.to_str().unwrap()];
+    let mut other = setting.start_successor("api2", &flags).unwrap();
+    refused("api2", kept.device.try_clone().unwrap(), "of another mount than the one on");
+    other.terminate().unwrap();
+    assert!(other.wait(LIMIT).unwrap().success(), "{}", other.output());
+    // The one that serves has noticed nothing.
+    let read = || fs::read(setting.mountpoint().join("s1/1")).unwrap();
+    assert_eq!(read(), fs::read(setting.source.path().join("1")).unwrap());
+    setting.ends(&mut old);
+    refused("api1", kept.device.try_clone().unwrap(), "the mount is gone");
+    new.terminate().unwrap();
+    assert!(new.wait(LIMIT).unwrap().success(), "{}", new.output());
+}
+
+#[test]
 fn transfers_that_cannot_be_are_errors() {
     if !possible() {
         return;
@@ -474,6 +464,9 @@ fn transfers_that_cannot_be_are_errors() {
         assert_eq!(status, 500, "{answer}");
         wait_for_state(&setting.path("api"), "INIT").unwrap();
     }
+    let cut = Kept { state: br#"{"format":"rafsd-fuse","version":1,"mounts":[{"pa"#.to_vec(), device };
+    let (status, answer) = setting.offer("api", &cut).unwrap();
+    assert!(status == 500 && answer.contains("ends too early"), "{status} {answer}");
     daemon.terminate().unwrap();
     assert!(daemon.wait(LIMIT).unwrap().success(), "{}", daemon.output());
 }

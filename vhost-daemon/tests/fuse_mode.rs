@@ -13,7 +13,8 @@ use rafsd::mounts::MountPath;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -236,6 +237,63 @@ fn a_directory_can_be_changed_like_the_directory_itself() {
     let Some(mounted) = Mounted::new(&[directory(shared.path(), "/")], true) else { return };
     assert_eq!(script(mounted.dir.path(), CHANGES), script(plain.path(), CHANGES));
     assert_eq!(fs::read_dir(shared.path()).unwrap().count(), 1, "only t.tar is left on the host");
+}
+
+/// An ACL as the kernel has it: user 1234 and the mask may do `named`, group and others `rest`.
+fn acl(named: u16, rest: u16) -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let entries =
+        [(1u16, 7u16, NOBODY), (2, named, 1234), (4, rest, NOBODY), (16, named, NOBODY), (32, rest, NOBODY)];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&permissions.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn acls_are_obeyed_inherited_and_changed() {
+    let (plain, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [plain.path(), shared.path()] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(dir.join("secret"), "text").unwrap();
+        std::os::unix::fs::chown(dir.join("secret"), Some(0), Some(2000)).unwrap();
+        fs::create_dir(dir.join("d")).unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        let access = rustix::fs::setxattr(dir.join("secret"), "system.posix_acl_access", &acl(4, 0), flags);
+        if access.is_err() {
+            eprintln!("skipped: the directory for temporary files has no ACLs");
+            return;
+        }
+        rustix::fs::setxattr(dir.join("d"), "system.posix_acl_default", &acl(7, 5), flags).unwrap();
+    }
+    let Some(mounted) = Mounted::new(&[directory(shared.path(), "/")], true) else { return };
+    let reads = |dir: &Path, uid, gid| {
+        let out = Command::new("cat").arg(dir.join("secret")).uid(uid).gid(gid).output().unwrap();
+        out.stdout == b"text"
+    };
+    // Natively, and by way of the mount: mode bits alone would let the group read, whose bits are the ACL's mask.
+    for dir in [plain.path(), mounted.dir.path()] {
+        assert!(!reads(dir, 3000, 2000), "the group may not");
+        assert!(reads(dir, 1234, 3000), "who is named may");
+        assert!(!reads(dir, 3000, 3000), "others may not");
+    }
+    // The umask has no say where there is a default ACL, and has one elsewhere.
+    let make = "umask 077; : > d/f; mkdir d/g; mknod d/p p; : > f; mkdir g; stat -c '%n %a' d/f d/g d/p f g; \
+                chmod 640 secret; stat -c %a secret";
+    assert_eq!(script(mounted.dir.path(), make), script(plain.path(), make));
+    for dir in [plain.path(), mounted.dir.path()] {
+        assert!(reads(dir, 1234, 3000), "{}", dir.display());
+    }
+    // Set and taken away through the mount.
+    let secret = mounted.path("secret");
+    rustix::fs::removexattr(&secret, "system.posix_acl_access").unwrap();
+    assert!(!reads(mounted.dir.path(), 1234, 3000));
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&secret, "system.posix_acl_access", &acl(4, 0), flags).unwrap();
+    assert!(reads(mounted.dir.path(), 1234, 3000) && reads(shared.path(), 1234, 3000));
 }
 
 #[test]

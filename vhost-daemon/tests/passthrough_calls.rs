@@ -4,99 +4,19 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "helpers of tests")]
 
 mod common;
+#[path = "common/shared.rs"]
+mod shared;
 
-use common::request;
 use rafsd::fuse::abi::{
-    CopyFileRangeIn, CreateIn, FallocateIn, FileLock, FlushIn, GetxattrIn, InitIn, LkIn, OpenIn, Rename2In,
+    CopyFileRangeIn, CreateIn, FallocateIn, GetxattrIn, InitIn, MkdirIn, Rename2In, SetxattrExtIn,
     SetxattrIn, StatxIn, WriteIn, op,
 };
-use rafsd::mounts::{Passthrough, PassthroughBackend, PassthroughOptions};
-use rafsd::virtio::Harness;
+use rafsd::mounts::PassthroughOptions;
+use shared::{Guest, ROOT, Shared, half, word};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
 use zerocopy::IntoBytes;
-
-/// Node of the root.
-const ROOT: u64 = 1;
-
-/// A directory, and what guests see of it.
-struct Shared {
-    dir: TempDir,
-    backend: PassthroughBackend,
-}
-
-/// One guest.
-struct Guest {
-    fs: Arc<Passthrough>,
-    ring: Harness<Passthrough>,
-}
-
-impl Shared {
-    fn new(options: PassthroughOptions) -> Self {
-        Self::on(tempfile::tempdir().unwrap(), options)
-    }
-
-    fn on(dir: TempDir, options: PassthroughOptions) -> Self {
-        let backend = PassthroughBackend::open(dir.path(), options).unwrap();
-        Self { dir, backend }
-    }
-
-    fn guest(&self) -> Guest {
-        let fs = self.backend.alone();
-        let guest = Guest { ring: Harness::new(Arc::clone(&fs)).unwrap(), fs };
-        let init = InitIn { major: 7, minor: 38, max_readahead: 0, flags: 0 };
-        assert_eq!(guest.call(op::INIT, 0, init.as_bytes()), 0);
-        guest
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn node(&self, guest: &Guest, name: &str) -> u64 {
-        assert_eq!(guest.call(op::LOOKUP, ROOT, format!("{name}\0").as_bytes()), 0, "{name}");
-        1 << 56 | 1 << 48 | fs::symlink_metadata(self.path(name)).unwrap().ino()
-    }
-}
-
-impl Guest {
-    fn call(&self, opcode: u32, node: u64, body: &[u8]) -> i32 {
-        self.ring.prepare(0, &request(opcode, node, body), 4096 + 16, 0).unwrap();
-        self.ring.announce(1).unwrap();
-        self.ring.worker().serve();
-        let begun = Instant::now();
-        while self.ring.given_back() != self.ring.announced() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "no answer to opcode {opcode}");
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        self.ring.reply_header(0).1
-    }
-
-    /// A request with an answer: its bytes behind the header.
-    fn ask(&self, opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
-        assert_eq!(self.call(opcode, node, body), 0, "opcode {opcode}");
-        let len = usize::try_from(self.ring.reply_header(0).0).unwrap();
-        self.ring.reply_payload(0, len - 16)
-    }
-
-    fn open(&self, node: u64, flags: i32) -> u64 {
-        let body = OpenIn { flags: flags.cast_unsigned(), open_flags: 0 };
-        let out = self.ask(op::OPEN, node, body.as_bytes());
-        u64::from_ne_bytes(out[..8].try_into().unwrap())
-    }
-}
-
-fn word(bytes: &[u8], at: usize) -> u64 {
-    u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap())
-}
-
-fn half(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())
-}
 
 fn write(fh: u64, size: u32, write_flags: u32) -> WriteIn {
     WriteIn { fh, offset: 0, size, write_flags, lock_owner: 0, flags: 0, padding: 0 }
@@ -196,7 +116,7 @@ fn a_range_is_copied_on_the_host() {
 fn setuid_goes_when_the_guest_says_so() {
     let shared = Shared::new(PassthroughOptions::default());
     let guest = shared.guest();
-    let mode = |name| fs::metadata(shared.path(name)).unwrap().permissions().mode() & 0o7777;
+    let mode = |name: &str| fs::metadata(shared.path(name)).unwrap().permissions().mode() & 0o7777;
     let file = |name: &str| {
         fs::write(shared.path(name), "....").unwrap();
         fs::set_permissions(shared.path(name), fs::Permissions::from_mode(0o6755)).unwrap();
@@ -217,6 +137,112 @@ fn setuid_goes_when_the_guest_says_so() {
         0
     );
     assert_eq!(mode("kept"), 0o6755);
+}
+
+#[test]
+fn setuid_goes_with_what_other_users_allocate_and_copy() {
+    let shared = Shared::new(PassthroughOptions::default());
+    let guest = shared.guest();
+    let mode = |name: &str| fs::metadata(shared.path(name)).unwrap().permissions().mode() & 0o7777;
+    let file = |name: &str| {
+        fs::write(shared.path(name), "....").unwrap();
+        fs::set_permissions(shared.path(name), fs::Permissions::from_mode(0o6777)).unwrap();
+        shared.node(&guest, name)
+    };
+    let from = file("from");
+    let allocate = FallocateIn { fh: 0, offset: 0, length: 8, mode: 0, padding: 0 };
+    let copy =
+        |to| CopyFileRangeIn { fh_in: 0, off_in: 0, nodeid_out: to, fh_out: 0, off_out: 0, len: 4, flags: 0 };
+    for (user, left) in [((0, 0), 0o6777), ((3001, 3001), 0o777)] {
+        let node = file(&format!("allocated by {}", user.0));
+        assert_eq!(guest.call_as(user, op::FALLOCATE, node, allocate.as_bytes()), 0);
+        assert_eq!(mode(&format!("allocated by {}", user.0)), left);
+        let node = file(&format!("copied by {}", user.0));
+        assert_eq!(guest.call_as(user, op::COPY_FILE_RANGE, from, copy(node).as_bytes()), 0);
+        assert_eq!(mode(&format!("copied by {}", user.0)), left);
+    }
+}
+
+#[test]
+fn what_nobody_makes_is_not_made_as_root() {
+    let shared = Shared::new(PassthroughOptions::default());
+    let guest = shared.guest();
+    let body = [MkdirIn { mode: 0o755, umask: 0o022 }.as_bytes(), b"d\0"].concat();
+    for user in [(u32::MAX, 0), (0, u32::MAX)] {
+        assert_eq!(guest.call_as(user, op::MKDIR, ROOT, &body), -libc::EINVAL);
+    }
+    assert!(!shared.path("d").exists());
+    assert_eq!(guest.call_as((1234, 4321), op::MKDIR, ROOT, &body), 0);
+    let made = fs::metadata(shared.path("d")).unwrap();
+    assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (1234, 4321, 0o755));
+}
+
+#[test]
+fn the_way_up_is_found_as_long_as_it_is_inside() {
+    let shared = Shared::new(PassthroughOptions::default());
+    fs::create_dir_all(shared.path("a/b")).unwrap();
+    let guest = shared.guest();
+    let a = shared.node(&guest, "a");
+    let b = word(&guest.ask(op::LOOKUP, a, b"b\0"), 0);
+    assert_eq!(word(&guest.ask(op::LOOKUP, b, b"..\0"), 0), a);
+    assert_eq!(word(&guest.ask(op::LOOKUP, a, b"..\0"), 0), ROOT);
+    assert_eq!(guest.call(op::LOOKUP, ROOT, b"..\0"), -libc::ESTALE);
+    let elsewhere = tempfile::tempdir_in(shared.dir.path().parent().unwrap()).unwrap();
+    fs::rename(shared.path("a"), elsewhere.path().join("a")).unwrap();
+    assert_eq!(guest.call(op::LOOKUP, b, b"..\0"), -libc::ESTALE);
+    assert_eq!(guest.call(op::LOOKUP, a, b"..\0"), -libc::ESTALE);
+}
+
+#[test]
+fn nodes_and_handles_of_a_former_daemon_are_not_those_of_the_next() {
+    let shared = Shared::new(PassthroughOptions::default());
+    fs::write(shared.path("f"), "").unwrap();
+    let seen = || {
+        let guest = shared.guest();
+        let entry = guest.ask(op::LOOKUP, ROOT, b"f\0");
+        (word(&entry, 8), guest.open(word(&entry, 0), libc::O_RDONLY))
+    };
+    let (former, next) = (seen(), seen());
+    assert!(former.0 != next.0 && former.1 != next.1, "{former:?} {next:?}");
+    let stale = shared.guest();
+    let node = shared.node(&stale, "f");
+    let body = rafsd::fuse::abi::ReadIn {
+        fh: former.1,
+        offset: 0,
+        size: 1,
+        read_flags: 0,
+        lock_owner: 0,
+        flags: 0,
+        padding: 0,
+    };
+    assert_eq!(stale.call(op::READ, node, body.as_bytes()), -libc::EBADF);
+}
+
+#[test]
+fn an_acl_set_by_somebody_else_takes_the_setgid_bit_along() {
+    let shared = Shared::new(PassthroughOptions::default());
+    fs::write(shared.path("f"), "").unwrap();
+    fs::set_permissions(shared.path("f"), fs::Permissions::from_mode(0o2755)).unwrap();
+    let guest = shared.guest();
+    let node = shared.node(&guest, "f");
+    let long = |setxattr_flags| {
+        let body = SetxattrExtIn { size: 1, flags: 0, setxattr_flags, padding: 0 };
+        [body.as_bytes(), b"user.a\0x"].concat()
+    };
+    let mode = || fs::metadata(shared.path("f")).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(guest.call(op::SETXATTR, node, &long(0)), 0);
+    assert_eq!(mode(), 0o2755);
+    assert_eq!(guest.call(op::SETXATTR, node, &long(1)), 0);
+    assert_eq!(mode(), 0o755);
+    // The short form, of guests that know no other; neither form with a value of another length.
+    let short = |value: &[u8]| {
+        let body = SetxattrIn { size: 1, flags: 0 };
+        [body.as_bytes(), b"user.b\0", value].concat()
+    };
+    assert_eq!(guest.call(op::SETXATTR, node, &short(b"y")), 0);
+    assert_eq!(guest.call(op::SETXATTR, node, &short(b"")), -libc::EINVAL);
+    let names = guest.ask(op::LISTXATTR, node, GetxattrIn { size: 1000, padding: 0 }.as_bytes());
+    assert!(names.ends_with(b"user.a\0user.b\0"), "{names:?}");
 }
 
 fn rename(guest: &Guest, from: &str, to: &str, flags: u32) -> i32 {
@@ -302,63 +328,6 @@ fn xattrs_are_set_listed_replaced_and_removed() {
     assert!(names.split(|b| *b == 0).any(|name| name == b"user.long"), "{names:?}");
     assert_eq!(guest.call(op::REMOVEXATTR, node, b"user.a\0"), 0);
     assert_eq!(guest.call(op::GETXATTR, node, &get("user.a", 100)), -libc::ENODATA);
-}
-
-fn lock(fh: u64, owner: u64, kind: i32, (start, end): (u64, u64), flags: u32) -> LkIn {
-    let lock = FileLock { start, end, kind: kind.cast_unsigned(), pid: 1 };
-    LkIn { fh, owner, lock, flags, padding: 0 }
-}
-
-#[test]
-fn guests_and_the_host_see_each_others_posix_locks() {
-    let shared = Shared::new(PassthroughOptions::default());
-    fs::write(shared.path("db"), [0; 100]).unwrap();
-    let (one, other) = (shared.guest(), shared.guest());
-    let (here, there) = (shared.node(&one, "db"), shared.node(&other, "db"));
-    // Owners are the guests' own numbers: both call theirs 5.
-    let set =
-        |guest: &Guest, node, kind, range| guest.call(op::SETLK, node, lock(0, 5, kind, range, 0).as_bytes());
-    assert_eq!(set(&one, here, libc::F_WRLCK, (10, 19)), 0);
-    assert_eq!(set(&other, there, libc::F_WRLCK, (19, 30)), -libc::EAGAIN, "the last byte is taken");
-    assert_eq!(set(&other, there, libc::F_WRLCK, (20, 30)), 0);
-    let held = other.ask(op::GETLK, there, lock(0, 5, libc::F_RDLCK, (0, 15), 0).as_bytes());
-    assert_eq!((word(&held, 0), word(&held, 8), half(&held, 16)), (10, 19, libc::F_WRLCK.cast_unsigned()));
-    // Nothing of a guest's own is in its way.
-    let own = one.ask(op::GETLK, here, lock(0, 5, libc::F_RDLCK, (0, 15), 0).as_bytes());
-    assert_eq!(half(&own, 16), libc::F_UNLCK.cast_unsigned());
-    // A close of any descriptor in the guest drops the owner's locks.
-    let flush = FlushIn { fh: 0, unused: 0, padding: 0, lock_owner: 5 };
-    assert_eq!(one.call(op::FLUSH, here, flush.as_bytes()), 0);
-    assert_eq!(set(&other, there, libc::F_WRLCK, (0, 19)), 0);
-    // A guest that is gone holds nothing.
-    assert_eq!(set(&one, here, libc::F_RDLCK, (0, 1)), -libc::EAGAIN);
-    other.call(op::DESTROY, 0, &[]);
-    assert_eq!(other.fs.usage(), (0, 0, 0));
-    assert_eq!(set(&one, here, libc::F_RDLCK, (0, 99)), 0);
-    assert_eq!(set(&one, here, 77, (0, 99)), -libc::EINVAL);
-    assert_eq!(set(&one, here, libc::F_RDLCK, (9, 3)), -libc::EINVAL);
-}
-
-#[test]
-fn guests_see_each_others_flocks_where_that_is_wanted() {
-    let shared = Shared::new(PassthroughOptions { flocks: true, ..PassthroughOptions::default() });
-    fs::write(shared.path("f"), "").unwrap();
-    let (one, other) = (shared.guest(), shared.guest());
-    let (here, there) = (shared.node(&one, "f"), shared.node(&other, "f"));
-    let (mine, theirs) = (one.open(here, libc::O_RDONLY), other.open(there, libc::O_RDONLY));
-    let flock = |guest: &Guest, node, fh, kind| {
-        guest.call(op::SETLK, node, lock(fh, 1, kind, (0, u64::MAX >> 1), 1).as_bytes())
-    };
-    assert_eq!(flock(&one, here, mine, libc::F_RDLCK), 0);
-    assert_eq!(flock(&other, there, theirs, libc::F_RDLCK), 0, "shared");
-    assert_eq!(flock(&other, there, theirs, libc::F_WRLCK), -libc::EAGAIN);
-    assert_eq!(flock(&one, here, mine, libc::F_UNLCK), 0);
-    assert_eq!(flock(&other, there, theirs, libc::F_WRLCK), 0);
-    let host = File::open(shared.path("f")).unwrap();
-    assert!(rustix::fs::flock(&host, rustix::fs::FlockOperation::NonBlockingLockShared).is_err());
-    other.call(op::DESTROY, 0, &[]);
-    rustix::fs::flock(&host, rustix::fs::FlockOperation::NonBlockingLockShared).unwrap();
-    assert_eq!(flock(&one, here, 77, libc::F_RDLCK), -libc::EBADF);
 }
 
 #[test]
