@@ -217,8 +217,8 @@ pub(super) fn default_queues() -> u16 {
     u16::try_from(cpus.clamp(1, QUEUES_DEFAULT_MAX)).unwrap_or(1)
 }
 
-/// Gives up the right to the blocks that file systems keep in reserve and to go beyond quotas: what guests write, and the
-/// cache, have none. Threads that are started later have it no more either.
+/// Gives up the right to the blocks that file systems keep in reserve and to go beyond quotas, which neither guests' files
+/// nor the cache may have. Threads that are started later have it no more either.
 fn give_up_reserves() {
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
     let Ok(mut sets) = capabilities(None) else { return };

@@ -161,11 +161,15 @@ pub(super) fn unmount(path: &Path) -> bool {
     true
 }
 
-/// Takes a mount that is in use out of sight. Whoever uses it gets errors, also where somebody else holds the device and
-/// nobody would ever answer.
-pub(super) fn detach(path: &Path) {
-    match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::FORCE) {
-        Ok(()) => tracing::warn!("{} was in use: it is detached, and its users get errors", path.display()),
+/// Takes a mount that is in use out of sight. With `end` whoever uses it gets errors, also where somebody else holds the
+/// device and nobody would ever answer; without, it ends with its last user.
+pub(super) fn detach(path: &Path, end: bool) {
+    let force = if end { UnmountFlags::FORCE } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(path, UnmountFlags::DETACH | force) {
+        Ok(()) if end => {
+            tracing::warn!("{} was in use: it is detached, and its users get errors", path.display());
+        }
+        Ok(()) => tracing::warn!("{} is in use: it is detached", path.display()),
         Err(error) => tracing::error!("cannot detach {}: {error}", path.display()),
     }
 }

@@ -162,12 +162,14 @@ impl FuseMount {
             (state.connection.take(), state.session.take())
         };
         let is_in_use = connection.is_some_and(|connection| self.is_in_use(connection));
+        // Before `start` it is the predecessor that serves.
+        let served = session.is_some();
         let left = session.map_or(0, |session| session.stop(LAST_REPLIES));
         if left > 0 {
             tracing::warn!("{left} requests still wait for their store; they fail");
         }
         if is_in_use {
-            kernel_mount::detach(&self.mountpoint);
+            kernel_mount::detach(&self.mountpoint, served);
         }
         self.state().device = None;
     }

@@ -266,11 +266,12 @@ impl GuestFs for Namespace {
         }
     }
 
-    /// A directory may be passed through later on: what that needs is agreed on from the start. Not the ACLs, for which the
-    /// client would ask about every file of an image.
+    /// A directory may be passed through later on: what that needs is agreed on from the start. Not the ACLs, unless the
+    /// directory is all there is: the client would ask for those of each file of an image too.
     fn wanted_flags(&self) -> u64 {
         let table = self.table.load();
-        let wanted = table.all().fold(0, |flags, slot| flags | slot.fs.wanted_flags());
+        let all = table.all().fold(0, |flags, slot| flags | slot.fs.wanted_flags());
+        let wanted = table.root().map_or(all & !init_flag::POSIX_ACL, |root| root.fs.wanted_flags());
         let later = init_flag::HANDLE_KILLPRIV_V2
             | init_flag::SUBMOUNTS
             | init_flag::POSIX_LOCKS

@@ -4,7 +4,7 @@
 
 use super::files::OpenFile;
 use super::inodes::{Inode, stat_fd};
-use super::sys::{Identity, killing_suidgid, set_umask};
+use super::sys::{Identity, Umask, killing_suidgid};
 use super::{Passthrough, os, proc_path, single};
 use crate::fuse::{Change, Changed, CreateFile, NewNode, SetAttr, SetTime};
 use fuse_backend_rs::api::filesystem::Context;
@@ -107,7 +107,7 @@ impl Passthrough {
         let dir = self.directory(new.dir)?;
         let name = single(new.name)?;
         {
-            set_umask(umask);
+            let _umask = Umask::of(umask);
             let fd = dir.fd()?;
             let _user = Identity::of(ctx.uid, ctx.gid)?;
             make(fd.as_fd())?;
@@ -167,7 +167,7 @@ impl Passthrough {
         file: CreateFile,
         flags: i32,
     ) -> io::Result<OwnedFd> {
-        set_umask(file.umask);
+        let _umask = Umask::of(file.umask);
         let fd = dir.fd()?;
         let _user = Identity::of(ctx.uid, ctx.gid)?;
         let flags = OFlags::from_bits_retain(flags.cast_unsigned())
@@ -183,7 +183,7 @@ impl Passthrough {
         let asked = file.flags.cast_signed() & CREATE_FLAGS;
         let held = self.share.take()?;
         let fd = {
-            set_umask(file.umask);
+            let _umask = Umask::of(file.umask);
             let fd = dir.fd()?;
             let _user = Identity::of(ctx.uid, ctx.gid)?;
             let flags = OFlags::from_bits_retain(asked.cast_unsigned()) | OFlags::TMPFILE | OFlags::CLOEXEC;

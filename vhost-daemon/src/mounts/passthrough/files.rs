@@ -7,6 +7,7 @@ use super::inodes::Inode;
 use super::sys::close_duplicate;
 use super::{Passthrough, os, random};
 use crate::fuse::FileOp;
+use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,7 +30,7 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     pub(super) fn new(inode: &Inode, fd: OwnedFd, held: Option<Held>) -> Self {
-        // What is open during one request only is not flushed.
+        // What is open during one request only is not flushed, and nothing came of what is only read.
         let reports_at_close = held.is_some() && inode.kind == libc::S_IFREG && reports_at_close(&fd);
         Self { fd, number: inode.number, reports_at_close, listing: Mutex::default(), _held: held }
     }
@@ -40,10 +41,13 @@ impl OpenFile {
 const SILENT_AT_CLOSE: [u64; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0xf2f5_2010];
 
 fn reports_at_close(fd: &OwnedFd) -> bool {
-    rustix::fs::fstatfs(fd).map_or(true, |stat| {
+    let is_silent = rustix::fs::fstatfs(fd).is_ok_and(|stat| {
         // The type of the field differs between platforms; its 32 bits do not.
-        !SILENT_AT_CLOSE.contains(&(stat.f_type.cast_unsigned() & u64::from(u32::MAX)))
-    })
+        SILENT_AT_CLOSE.contains(&(stat.f_type.cast_unsigned() & u64::from(u32::MAX)))
+    });
+    let is_written =
+        || rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.intersects(OFlags::WRONLY | OFlags::RDWR));
+    !is_silent && is_written()
 }
 
 /// All open files.

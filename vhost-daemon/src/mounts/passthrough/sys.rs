@@ -153,22 +153,28 @@ fn range_in(line: &str) -> Option<Range> {
 }
 
 thread_local! {
-    /// This thread's own umask, if it has one.
-    static OWN_UMASK: Cell<Option<u32>> = const { Cell::new(None) };
+    /// Whether this thread has a umask of its own.
+    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Gives this thread the umask of the guest's process for which it creates something: where a directory has a default ACL
-/// the host leaves the umask out. A umask belongs to the process until a thread takes one for itself.
-pub(super) fn set_umask(umask: u32) {
-    static ONCE: Once = Once::new();
-    let umask = umask & 0o777;
-    OWN_UMASK.with(|own| {
-        if own.get() == Some(umask) {
-            return;
-        }
-        // SAFETY: no pointers; from here on this thread has a root, working directory and umask of its own, all of them
-        // as they were. Nothing here depends on the process sharing them.
-        if own.get().is_none() && unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+/// The umask of a guest's process, on this thread, for as long as this value lives. Afterwards it is the daemon's again: what
+/// else the thread makes, or threads do that it starts, has nothing to do with the guest.
+pub(super) struct Umask(Option<rustix::fs::Mode>);
+
+impl Umask {
+    /// Of the process for which something is created: where a directory has a default ACL the host leaves the umask out. A
+    /// umask belongs to the process until a thread takes one for itself.
+    pub(super) fn of(umask: u32) -> Self {
+        static ONCE: Once = Once::new();
+        let is_own = OWN_UMASK.with(|own| {
+            // SAFETY: no pointers; from here on this thread has a root, working directory and umask of its own, all of them
+            // as they were. Nothing here depends on the process sharing them.
+            if !own.get() && unsafe { libc::unshare(libc::CLONE_FS) } == 0 {
+                own.set(true);
+            }
+            own.get()
+        });
+        if !is_own {
             let error = io::Error::last_os_error();
             ONCE.call_once(|| {
                 tracing::warn!(
@@ -176,11 +182,18 @@ pub(super) fn set_umask(umask: u32) {
                      umask leaves; allow unshare(2), or start it with umask 0"
                 );
             });
-            return;
+            return Self(None);
         }
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
-        own.set(Some(umask));
-    });
+        Self(Some(rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask & 0o777))))
+    }
+}
+
+impl Drop for Umask {
+    fn drop(&mut self) {
+        if let Some(umask) = self.0 {
+            rustix::process::umask(umask);
+        }
+    }
 }
 
 /// Closes a duplicate of `fd`: some file systems say only then what became of writes (NFS, CIFS, FUSE).
