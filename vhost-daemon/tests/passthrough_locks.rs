@@ -170,3 +170,41 @@ fn guests_do_not_hear_who_holds_a_lock_on_the_host() {
     let held = guest.ask(op::GETLK, node, lock(0, 5, libc::F_RDLCK, (0, 15), 0).as_bytes());
     assert_eq!((half(&held, 16), half(&held, 20)), (libc::F_WRLCK.cast_unsigned(), 0));
 }
+
+#[test]
+fn a_guest_locks_so_many_ranges_and_no_more() {
+    const FILES: u64 = 100;
+    let shared = Shared::new(PassthroughOptions::default());
+    let (one, other) = (shared.guest(), shared.guest());
+    let nodes: Vec<u64> = (0..FILES)
+        .map(|n| {
+            fs::write(shared.path(&n.to_string()), "").unwrap();
+            shared.node(&one, &n.to_string())
+        })
+        .collect();
+    let set = |kind, node, range| one.call(op::SETLK, node, lock(0, 5, kind, range, 0).as_bytes());
+    let mut held = 0;
+    let refused = 'full: loop {
+        for node in &nodes {
+            let answer = set(libc::F_RDLCK, *node, (held, held));
+            if answer != 0 {
+                break 'full answer;
+            }
+        }
+        // Not beside one another, or the kernel would make one of two.
+        held += 2;
+        assert!(held < 1000, "there is no end");
+    };
+    assert_eq!((refused, held), (-libc::ENOLCK, 2 * 327));
+    // Others may, and the same one when it has dropped some.
+    let there = shared.node(&other, "0");
+    assert_eq!(other.call(op::SETLK, there, lock(0, 5, libc::F_RDLCK, (0, 0), 0).as_bytes()), 0);
+    for node in &nodes[1..] {
+        assert_eq!(set(libc::F_UNLCK, *node, (0, u64::MAX >> 1)), 0);
+    }
+    let begun = std::time::Instant::now();
+    while set(libc::F_RDLCK, nodes[0], (5000, 5000)) != 0 {
+        assert!(begun.elapsed().as_secs() < 30, "they are gone");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! One thread drives all guests and polls, in both columns; each guest has a socket, memory and a ring of its own, on
 //! the same image. CPU time is the daemon's for one operation: what counts on a machine that others use too. Then one guest
-//! beside an API that is kept busy: what of its rate is left when many connections idle and a client asks without end.
+//! beside an API that is kept busy: what of its rate is left when many connections idle, and when a client asks without end,
+//! which takes processor time of the guest by itself.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ struct Args {
     /// Rounds for each load; the median counts.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Connections to the API that say nothing while a client floods it.
+    /// Connections to the API that say nothing.
     #[arg(long, default_value_t = 1000)]
     idle: usize,
     /// Milliseconds of each round.
@@ -141,6 +142,62 @@ fn round(
     Ok(Round { per_second: done / seconds, p99, cpu_us: cpu.as_secs_f64() * 1e6 / done })
 }
 
+/// What keeps the API busy.
+#[derive(Clone, Copy, Debug)]
+enum Company {
+    /// Connections that say nothing, and nobody else.
+    Idle,
+    /// Something that is no HTTP, on a new connection each time.
+    Nonsense,
+    /// Bodies as large as they may be, which say nothing that is understood.
+    Bodies,
+    /// Metrics, mounts and umounts.
+    Mounts,
+}
+
+/// Bytes of the largest body that the API reads.
+const BODY: usize = 2 << 20;
+
+impl Company {
+    const ALL: [Self; 4] = [Self::Idle, Self::Nonsense, Self::Bodies, Self::Mounts];
+
+    /// Calls without a pause until it is over; how often.
+    fn keep(self, api: &Path, body: &str, over: &AtomicBool) -> Result<usize> {
+        match self {
+            Self::Idle => {
+                while !over.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(0)
+            }
+            Self::Nonsense => {
+                let mut calls = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let mut connection = Connection::open(api)?;
+                    connection.send(b"\x16\x03\x01 /nonsense\r\n\r\n")?;
+                    // An answer, or the end of the connection.
+                    let _ = connection.answer();
+                    calls += 1;
+                }
+                Ok(calls)
+            }
+            Self::Bodies => {
+                let (mut connection, mut calls) = (Connection::open(api)?, 0);
+                let large = format!("{{\"source\": \"{}", "x".repeat(BODY - 12));
+                while !over.load(Ordering::Relaxed) {
+                    let answer = connection.call("POST", "/api/v1/mount?mountpoint=/large", Some(&large))?;
+                    if answer.status != 400 {
+                        bail!("a body that is cut: {answer:?}");
+                    }
+                    calls += 1;
+                }
+                Ok(calls)
+            }
+            Self::Mounts => flood(api, body, over),
+        }
+    }
+}
+
 /// Asks for all metrics, mounts and unmounts, one after the other without a pause; how many calls it made.
 fn flood(api: &Path, body: &str, over: &AtomicBool) -> Result<usize> {
     let mut connection = Connection::open(api)?;
@@ -162,7 +219,7 @@ fn flood(api: &Path, body: &str, over: &AtomicBool) -> Result<usize> {
     Ok(calls)
 }
 
-/// Rates of one guest in turn with and without the flood, and calls of the API a second.
+/// Rates of one guest in turn without and with each company, and calls of the API a second.
 fn beside_the_api(
     args: &Args,
     guest: &mut [Guest],
@@ -172,43 +229,46 @@ fn beside_the_api(
     random: &mut Random,
 ) -> Result<()> {
     let depth = args.depths.iter().copied().max().unwrap_or(1);
-    let idle = (0..args.idle).map(|_| Connection::open(api)).collect::<Result<Vec<_>>>()?;
     let time = Duration::from_millis(args.millis);
     println!(
-        "\none guest with {} in flight, beside {} idle connections and a client that floods the API",
-        depth,
-        idle.len()
+        "\none guest with {depth} in flight, beside an API with {} idle connections and a client without a pause",
+        args.idle
     );
     println!(
-        "{:<10} {:>14} {:>8} {:>14} {:>8} {:>12} {:>7}",
-        "load", "quiet, op/s", "p99 us", "flooded, op/s", "p99 us", "API calls/s", "ratio"
+        "{:<10} {:<10} {:>14} {:>8} {:>14} {:>8} {:>12} {:>7}",
+        "load", "client", "quiet, op/s", "p99 us", "beside, op/s", "p99 us", "API calls/s", "ratio"
     );
     for (name, load) in [("GETATTR", Load::Getattr), ("READ 4K", Load::Read4K)] {
-        let (mut quiet, mut flooded, mut calls) = (Vec::new(), Vec::new(), 0.0);
-        for _ in 0..args.rounds {
-            quiet.push(round(guest, depth, load, time, random, daemon)?);
-            let over = AtomicBool::new(false);
-            let (sample, made) = std::thread::scope(|scope| {
-                let flood = scope.spawn(|| flood(api, body, &over));
-                let sample = round(guest, depth, load, time, random, daemon);
-                over.store(true, Ordering::Relaxed);
-                (sample, flood.join())
-            });
-            flooded.push(sample?);
-            let made = made.map_err(|_| anyhow::anyhow!("the client that floods panicked"))??;
-            calls += u32::try_from(made).map_or(0.0, f64::from);
+        for company in Company::ALL {
+            let (mut quiet, mut beside, mut calls) = (Vec::new(), Vec::new(), 0.0);
+            for _ in 0..args.rounds {
+                quiet.push(round(guest, depth, load, time, random, daemon)?);
+                let idle = (0..args.idle).map(|_| Connection::open(api)).collect::<Result<Vec<_>>>()?;
+                let over = AtomicBool::new(false);
+                let (sample, made) = std::thread::scope(|scope| {
+                    let client = scope.spawn(|| company.keep(api, body, &over));
+                    let sample = round(guest, depth, load, time, random, daemon);
+                    over.store(true, Ordering::Relaxed);
+                    (sample, client.join())
+                });
+                beside.push(sample?);
+                let made = made.map_err(|_| anyhow::anyhow!("the client panicked"))??;
+                calls += u32::try_from(made).map_or(0.0, f64::from);
+                drop(idle);
+            }
+            let (Some(quiet), Some(beside)) = (median(quiet), median(beside)) else { continue };
+            let seconds = time.as_secs_f64() * u32::try_from(args.rounds).map_or(1.0, f64::from);
+            println!(
+                "{name:<10} {:<10} {:>14.0} {:>8} {:>14.0} {:>8} {:>12.0} {:>6.2}x",
+                format!("{company:?}").to_lowercase(),
+                quiet.per_second,
+                quiet.p99.as_micros(),
+                beside.per_second,
+                beside.p99.as_micros(),
+                calls / seconds,
+                beside.per_second / quiet.per_second
+            );
         }
-        let (Some(quiet), Some(flooded)) = (median(quiet), median(flooded)) else { continue };
-        let seconds = time.as_secs_f64() * u32::try_from(args.rounds).map_or(1.0, f64::from);
-        println!(
-            "{name:<10} {:>14.0} {:>8} {:>14.0} {:>8} {:>12.0} {:>6.2}x",
-            quiet.per_second,
-            quiet.p99.as_micros(),
-            flooded.per_second,
-            flooded.p99.as_micros(),
-            calls / seconds,
-            flooded.per_second / quiet.per_second
-        );
     }
     Ok(())
 }

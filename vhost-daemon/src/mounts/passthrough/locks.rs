@@ -53,6 +53,11 @@ impl Owner {
         ofd_lock(file.fd.as_fd(), false, range)
     }
 
+    fn count(&self) -> usize {
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        held_ranges(file.fd.as_fd()).map_or(0, |ranges| ranges.len())
+    }
+
     /// Makes it one that write locks can be taken on. Its read locks move along: nobody has what is in their way.
     fn make_writable(&self, open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<()> {
         let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
@@ -242,6 +247,11 @@ impl Passthrough {
             if request.verb == LockVerb::Get {
                 return Ok(LockReply::Holder(holder(self.find(&inode, request.owner, range)?)));
             }
+            if range.kind == F_UNLCK {
+                self.ranges.split();
+            } else {
+                self.ranges.take(|| self.count_ranges())?;
+            }
             Target::Posix(self.owner(&inode, request.owner, range.kind == F_WRLCK)?, range)
         };
         match target.set() {
@@ -259,6 +269,16 @@ impl Passthrough {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Ranges that the guest has locked.
+    fn count_ranges(&self) -> usize {
+        let inodes = self.inodes.all();
+        let owners = inodes.iter().flat_map(|inode| {
+            let locks = inode.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.values().cloned().collect::<Vec<_>>()
+        });
+        owners.map(|owner| owner.count()).sum()
     }
 
     /// What is in the way of a lock of `owner`.

@@ -18,6 +18,7 @@ mod files;
 mod inodes;
 mod listing;
 mod locks;
+mod ranges;
 mod sys;
 
 use crate::fuse::abi::{self, init_flag};
@@ -35,6 +36,7 @@ use fuse_backend_rs::api::filesystem::{
 };
 use inodes::{Inode, Inodes, ROOT, stat_fd};
 use locks::Waiters;
+use ranges::Ranges;
 use rustix::fs::{Mode, OFlags, Statx, StatxFlags};
 use std::ffi::CStr;
 use std::io;
@@ -110,6 +112,7 @@ pub struct Passthrough {
     files: Files,
     share: Arc<Share>,
     waiters: Arc<Waiters>,
+    ranges: Ranges,
     proc: DirFd,
     /// Generation of all nodes but the root, another one each time: after a restart a number may be another file's, which a
     /// guest that holds the former must not take for it.
@@ -158,7 +161,8 @@ impl Passthrough {
         let inodes = Inodes::new(root, options.fd_budget, Arc::clone(&share));
         let generation = u32::try_from(random() >> 32).unwrap_or(1).max(1);
         let (files, waiters) = (Files::new(), Waiters::new());
-        Self { options, inodes, files, share, waiters, proc: DirFd(proc), generation }
+        let (proc, ranges) = (DirFd(proc), Ranges::default());
+        Self { options, inodes, files, share, waiters, ranges, proc, generation }
     }
 
     /// Ends what waits for a lock.
