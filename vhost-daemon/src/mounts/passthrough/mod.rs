@@ -11,6 +11,7 @@
 //! One value belongs to one guest: references that the guest's kernel holds on nodes are counted here, and the end of
 //! its session drops them all.
 
+mod attributes;
 mod backend;
 mod changes;
 mod descriptors;
@@ -26,7 +27,7 @@ use crate::fuse::{
     Change, Changed, FileOp, GuestFs, LockReply, LockRequest, PlusSink, ReadAt, ReadIo, ReadStart, WriteAt,
     WriteIo,
 };
-use crate::mounts::rafs_mount::{empty_stat, empty_statfs};
+use crate::mounts::rafs_mount::empty_statfs;
 use crate::mounts::{INODE_BITS, INODE_MASK, Place};
 pub use backend::PassthroughBackend;
 use descriptors::Share;
@@ -37,7 +38,7 @@ use fuse_backend_rs::api::filesystem::{
 use inodes::{Inode, Inodes, ROOT, stat_fd};
 use locks::Waiters;
 use ranges::Ranges;
-use rustix::fs::{Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{Mode, OFlags, Statx};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -219,31 +220,6 @@ impl Passthrough {
         if inode.submount && self.options.announce_submounts { abi::attr_flag::SUBMOUNT } else { 0 }
     }
 
-    fn stat(&self, inode: &Inode, from: &Statx) -> libc::stat64 {
-        let mut stat = empty_stat();
-        stat.st_ino = self.shown(inode.number);
-        stat.st_mode = u32::from(from.stx_mode);
-        stat.st_nlink = u64::from(from.stx_nlink);
-        stat.st_uid = from.stx_uid;
-        stat.st_gid = from.stx_gid;
-        stat.st_rdev = libc::makedev(from.stx_rdev_major, from.stx_rdev_minor);
-        stat.st_size = i64::try_from(from.stx_size).unwrap_or(i64::MAX);
-        stat.st_blksize = i64::from(from.stx_blksize);
-        stat.st_blocks = i64::try_from(from.stx_blocks).unwrap_or(i64::MAX);
-        (stat.st_mtime, stat.st_mtime_nsec) = (from.stx_mtime.tv_sec, i64::from(from.stx_mtime.tv_nsec));
-        (stat.st_atime, stat.st_atime_nsec) = (from.stx_atime.tv_sec, i64::from(from.stx_atime.tv_nsec));
-        (stat.st_ctime, stat.st_ctime_nsec) = (from.stx_ctime.tv_sec, i64::from(from.stx_ctime.tv_nsec));
-        stat
-    }
-
-    /// Attributes of a node, through its open file if there is one.
-    fn stat_node(&self, inode: &Inode, handle: Option<u64>) -> io::Result<Statx> {
-        match handle.map(|handle| self.files.get(handle, inode)) {
-            Some(Ok(file)) => stat_fd(file.fd.as_fd()),
-            _ => stat_fd(inode.fd()?.as_fd()),
-        }
-    }
-
     /// The open file of a request, or one opened for it: guests that were told that OPEN is not needed send none.
     fn file(&self, inode: &Arc<Inode>, handle: u64, flags: i32) -> io::Result<Arc<files::OpenFile>> {
         if handle != 0 {
@@ -389,31 +365,7 @@ impl GuestFs for Passthrough {
         handle: Option<u64>,
         _mask: u32,
     ) -> io::Result<(abi::Statx, Duration)> {
-        let inode = self.inode(node)?;
-        let from = self.stat_node(&inode, handle)?;
-        let time =
-            |t: rustix::fs::StatxTimestamp| abi::SxTime { sec: t.tv_sec, nsec: t.tv_nsec, reserved: 0 };
-        let stat = abi::Statx {
-            mask: from.stx_mask & (StatxFlags::BASIC_STATS | StatxFlags::BTIME).bits(),
-            blksize: from.stx_blksize,
-            attributes: from.stx_attributes.bits(),
-            nlink: from.stx_nlink,
-            uid: from.stx_uid,
-            gid: from.stx_gid,
-            mode: from.stx_mode,
-            ino: self.shown(inode.number),
-            size: from.stx_size,
-            blocks: from.stx_blocks,
-            attributes_mask: from.stx_attributes_mask.bits(),
-            atime: time(from.stx_atime),
-            btime: time(from.stx_btime),
-            ctime: time(from.stx_ctime),
-            mtime: time(from.stx_mtime),
-            rdev_major: from.stx_rdev_major,
-            rdev_minor: from.stx_rdev_minor,
-            ..abi::Statx::default()
-        };
-        Ok((stat, self.options.timeout))
+        Ok((self.statx_of(node, handle)?, self.options.timeout))
     }
 }
 
