@@ -167,6 +167,24 @@ fn mounts_come_and_go_below_a_mount() {
 }
 
 #[test]
+fn a_name_in_use_is_gone_for_good_when_its_directory_comes_back() {
+    let files = blobs("v5-zstd-blake3");
+    let at = |path: &str| image("v5-zstd-blake3", &files, path);
+    let Some(mounted) = Mounted::new(&[], false) else { return };
+    for _ in 0..3 {
+        mounted.daemon.mount(&at("/b/c")).unwrap();
+        let held = File::open(mounted.path("b/c/sizes/f4097")).unwrap();
+        held.metadata().unwrap();
+        mounted.daemon.umount(&MountPath::parse("/b/c").unwrap()).unwrap();
+        mounted.daemon.mount(&at("/b/d")).unwrap();
+        let former = fs::metadata(mounted.path("b/c/sizes/f4097")).map(|status| status.ino());
+        assert_eq!(former.unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        drop(held);
+        mounted.daemon.umount(&MountPath::parse("/b/d").unwrap()).unwrap();
+    }
+}
+
+#[test]
 fn another_root_is_seen_at_once() {
     let (files, others) = (blobs("v5-zstd-blake3"), blobs("v6-zstd-blake3"));
     let Some(mounted) = Mounted::new(&[image("v5-zstd-blake3", &files, "/a")], false) else { return };

@@ -388,16 +388,20 @@ impl Transport for FuseMount {
         let Some(device) = self.without_files() else { return };
         let ctx = Context { uid: 0, gid: 0, pid: 0 };
         let mut node = crate::fuse::abi::ROOT_NODE;
-        let mut names = path.as_str().split('/').filter(|name| !name.is_empty()).peekable();
-        while let Some(name) = names.next() {
+        let mut steps = Vec::new();
+        for name in path.names() {
             let Ok(c_name) = CString::new(name) else { return };
             let found = self.namespace.lookup(&ctx, node, &c_name).map_or(0, |entry| entry.inode);
-            // The first name that is gone, or the mount's own.
-            if found == 0 || names.peek().is_none() {
-                Channel::forget_entry(device.as_fd(), node, name.as_bytes());
-                return;
+            steps.push((node, name, found == 0));
+            node = if found == 0 { crate::mounts::directory_number(node, name) } else { found };
+        }
+        // The mount's own name, and those of directories that led to nothing else. From below: a directory that comes back
+        // later brings what was in use of it along, names included.
+        let last = steps.len().saturating_sub(1);
+        for (at, (dir, name, gone)) in steps.into_iter().enumerate().rev() {
+            if gone || at == last {
+                Channel::forget_entry(device.as_fd(), dir, name.as_bytes());
             }
-            node = found;
         }
     }
 }

@@ -36,6 +36,7 @@ pub use passthrough::{Passthrough, PassthroughBackend, PassthroughError, Passthr
 pub use path::{MountPath, PathError};
 #[cfg(feature = "daemon")]
 pub use prefetch::Traces;
+pub use pseudo::directory_number;
 pub use rafs_mount::{RafsMount, RafsMountOptions};
 #[cfg(feature = "daemon")]
 pub use stores::{Storage, try_backend};

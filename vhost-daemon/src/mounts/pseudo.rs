@@ -103,6 +103,13 @@ impl PseudoDir {
     }
 }
 
+/// The number of directory `name` in directory `parent` of those that lead to mounts, whether it is there now or not. Two
+/// of one hash in one table are the exception: the second has another.
+#[must_use]
+pub fn directory_number(parent: u64, name: &str) -> u64 {
+    hash(parent, name.as_bytes())
+}
+
 /// FNV-1a over a parent's number and a name, in the range of numbers: 3 .. 2^56. The first cookies belong to the dots.
 pub(super) fn hash(parent: u64, name: &[u8]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
