@@ -2,8 +2,9 @@
 //!
 //! One thread drives all guests and polls, in both columns; each guest has a socket, memory and a ring of its own, on
 //! the same image. CPU time is the daemon's for one operation: what counts on a machine that others use too. Then one guest
-//! beside an API that is kept busy: what of its rate is left when many connections idle, and when a client asks without end,
-//! which takes processor time of the guest by itself.
+//! beside an API that is kept busy: what of its rate is left when many connections idle, and when a client asks without end.
+//! That client gives way to all others, so that what is seen is what the daemon does for it; a thread that asks for nothing
+//! and gives way in the same manner is the peer.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -147,6 +148,8 @@ fn round(
 enum Company {
     /// Connections that say nothing, and nobody else.
     Idle,
+    /// A thread that keeps a processor busy and asks nobody.
+    Peer,
     /// Something that is no HTTP, on a new connection each time.
     Nonsense,
     /// Bodies as large as they may be, which say nothing that is understood.
@@ -159,11 +162,19 @@ enum Company {
 const BODY: usize = 2 << 20;
 
 impl Company {
-    const ALL: [Self; 4] = [Self::Idle, Self::Nonsense, Self::Bodies, Self::Mounts];
+    const ALL: [Self; 5] = [Self::Idle, Self::Peer, Self::Nonsense, Self::Bodies, Self::Mounts];
 
     /// Calls without a pause until it is over; how often.
     fn keep(self, api: &Path, body: &str, over: &AtomicBool) -> Result<usize> {
+        // This thread alone.
+        rustix::process::setpriority_process(None, 19)?;
         match self {
+            Self::Peer => {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+                Ok(0)
+            }
             Self::Idle => {
                 while !over.load(Ordering::Relaxed) {
                     std::thread::sleep(Duration::from_millis(1));
