@@ -51,8 +51,10 @@ impl Shared {
     }
 
     pub fn node(&self, guest: &Guest, name: &str) -> u64 {
-        assert_eq!(guest.call(op::LOOKUP, ROOT, format!("{name}\0").as_bytes()), 0, "{name}");
-        1 << 56 | 1 << 48 | fs::symlink_metadata(self.path(name)).unwrap().ino()
+        let entry = guest.ask(op::LOOKUP, ROOT, format!("{name}\0").as_bytes());
+        let ino = fs::symlink_metadata(self.path(name)).unwrap().ino();
+        assert_eq!(word(&entry, 40), 1 << 56 | 1 << 48 | ino, "{name}");
+        word(&entry, 0)
     }
 }
 

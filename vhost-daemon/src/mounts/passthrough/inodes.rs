@@ -4,7 +4,8 @@
 //! file handle beyond that, so that a tree of any size costs a bounded number of descriptors. Does not own: open files.
 //!
 //! A number is `slot << 48 | inode number`, where the slot stands for device and mount; so it is the same each time the
-//! same files are found in the same order, and `st_ino` is unique over all mounts below the directory.
+//! same files are found in the same order, and `st_ino`, which is made of it, is unique over all mounts below the directory.
+//! Node ids are made of it too, but are others each time.
 
 use super::descriptors::{Held, Share};
 use super::locks::Owner;
@@ -20,6 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 /// The root's number. No other has slot 0.
 pub(super) const ROOT: u64 = 1;
 const INO_BITS: u32 = 48;
+/// The inode number's bits of a number.
+pub(super) const INO_MASK: u64 = (1 << INO_BITS) - 1;
 /// Slot of numbers that are made up.
 const MADE_UP: u64 = 0xff;
 

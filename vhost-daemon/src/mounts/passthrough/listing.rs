@@ -113,7 +113,7 @@ impl Passthrough {
             };
             let added = sink.add(&PlusEntry {
                 node: self.node(inode.number),
-                generation: self.generation(inode.number),
+                generation: self.options.place.generation.into(),
                 attr: attr(&self.stat(&inode, &stat), self.flags_of(&inode)),
                 valid_secs,
                 ..plain

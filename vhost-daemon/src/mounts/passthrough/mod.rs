@@ -35,7 +35,7 @@ use files::Files;
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
 };
-use inodes::{Inode, Inodes, ROOT, stat_fd};
+use inodes::{INO_MASK, Inode, Inodes, ROOT, stat_fd};
 use locks::Waiters;
 use ranges::Ranges;
 use rustix::fs::{Mode, OFlags, Statx};
@@ -115,9 +115,9 @@ pub struct Passthrough {
     waiters: Arc<Waiters>,
     ranges: Ranges,
     proc: DirFd,
-    /// Generation of all nodes but the root, another one each time: after a restart a number may be another file's, which a
-    /// guest that holds the former must not take for it.
-    generation: u32,
+    /// Tells node ids from those of a former daemon (48 bits): after a restart a number may be another file's, which a guest
+    /// that holds the former must not take for it, and what it forgets of the former is not the new one's.
+    salt: u64,
 }
 
 /// /proc/self/fd.
@@ -160,10 +160,10 @@ impl Passthrough {
     fn new(root: Arc<OwnedFd>, proc: Arc<OwnedFd>, options: PassthroughOptions) -> Self {
         let share = Arc::new(Share::new());
         let inodes = Inodes::new(root, options.fd_budget, Arc::clone(&share));
-        let generation = u32::try_from(random() >> 32).unwrap_or(1).max(1);
+        let salt = random() & INO_MASK;
         let (files, waiters) = (Files::new(), Waiters::new());
         let (proc, ranges) = (DirFd(proc), Ranges::default());
-        Self { options, inodes, files, share, waiters, ranges, proc, generation }
+        Self { options, inodes, files, share, waiters, ranges, proc, salt }
     }
 
     /// Ends what waits for a lock.
@@ -183,7 +183,19 @@ impl Passthrough {
     }
 
     fn node(&self, number: u64) -> u64 {
-        if number == ROOT && self.options.place.at_root { abi::ROOT_NODE } else { self.shown(number) }
+        match number {
+            ROOT if self.options.place.at_root => abi::ROOT_NODE,
+            ROOT => self.shown(ROOT),
+            number => self.shown(number ^ self.salt),
+        }
+    }
+
+    /// The number of a node id, whatever the guest sent. None but the root's has slot 0, so none is salted into it.
+    fn number(&self, node: u64) -> u64 {
+        match node & INODE_MASK {
+            ROOT => ROOT,
+            salted => salted ^ self.salt,
+        }
     }
 
     fn inode(&self, node: u64) -> io::Result<Arc<Inode>> {
@@ -193,7 +205,7 @@ impl Passthrough {
         if node >> INODE_BITS != u64::from(self.options.place.index) {
             return Err(os(libc::ENOENT));
         }
-        self.inodes.get(node & INODE_MASK)
+        self.inodes.get(self.number(node))
     }
 
     fn directory(&self, node: u64) -> io::Result<Arc<Inode>> {
@@ -201,14 +213,10 @@ impl Passthrough {
         if inode.kind == libc::S_IFDIR { Ok(inode) } else { Err(os(libc::ENOTDIR)) }
     }
 
-    fn generation(&self, number: u64) -> u64 {
-        if number == ROOT { self.options.place.generation.into() } else { self.generation.into() }
-    }
-
     fn entry(&self, inode: &Inode, stat: &Statx) -> Entry {
         Entry {
             inode: self.node(inode.number),
-            generation: self.generation(inode.number),
+            generation: self.options.place.generation.into(),
             attr: self.stat(inode, stat),
             attr_flags: self.flags_of(inode),
             attr_timeout: self.options.timeout,
@@ -408,7 +416,7 @@ impl FileSystem for Passthrough {
 
     fn forget(&self, _ctx: &Context, inode: u64, count: u64) {
         if inode >> INODE_BITS == u64::from(self.options.place.index) {
-            self.inodes.forget(inode & INODE_MASK, count);
+            self.inodes.forget(self.number(inode), count);
         }
     }
 
