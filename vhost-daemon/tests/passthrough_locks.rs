@@ -159,6 +159,27 @@ fn read_locks_open_nothing_for_writing_and_move_along_when_a_write_lock_does() {
 }
 
 #[test]
+fn a_write_lock_behind_many_read_locks_takes_nobodys_time() {
+    let shared = Shared::new(PassthroughOptions::default());
+    let guest = shared.guest();
+    // All of them through a descriptor that reads alone, or one that writes: that needs no other for the write lock.
+    for (name, flags, answer) in [("r", libc::O_RDONLY, -libc::ENOLCK), ("w", libc::O_RDWR, 0)] {
+        fs::write(shared.path(name), "").unwrap();
+        let node = shared.node(&guest, name);
+        let fh = guest.open(node, flags);
+        let set = |kind, at| guest.call(op::SETLK, node, lock(fh, 5, kind, (at, at), 0).as_bytes());
+        for n in 0..300 {
+            assert_eq!(set(libc::F_RDLCK, 2 * n), 0);
+        }
+        assert_eq!(set(libc::F_WRLCK, 1000), answer, "{name}");
+        let other = shared.guest();
+        let there = shared.node(&other, name);
+        let held = other.call(op::SETLK, there, lock(0, 5, libc::F_WRLCK, (598, 598), 0).as_bytes());
+        assert_eq!(held, -libc::EAGAIN, "the read locks are kept");
+    }
+}
+
+#[test]
 fn guests_do_not_hear_who_holds_a_lock_on_the_host() {
     let shared = Shared::new(PassthroughOptions::default());
     fs::write(shared.path("f"), "").unwrap();

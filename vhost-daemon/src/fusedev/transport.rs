@@ -161,21 +161,23 @@ impl FuseMount {
             let mut state = self.state();
             (state.connection.take(), state.session.take())
         };
-        let is_in_use = connection.is_some_and(|connection| self.is_in_use(connection));
+        let is_on_top = || connection.is_some_and(|connection| self.is_on_top(connection));
+        let is_in_use = is_on_top() && !kernel_mount::unmount(&self.mountpoint);
         // Before `start` it is the predecessor that serves.
         let served = session.is_some();
         let left = session.map_or(0, |session| session.stop(LAST_REPLIES));
         if left > 0 {
             tracing::warn!("{left} requests still wait for their store; they fail");
         }
-        if is_in_use {
+        // Meanwhile something else may have been mounted.
+        if is_in_use && is_on_top() {
             kernel_mount::detach(&self.mountpoint, served);
         }
         self.state().device = None;
     }
 
-    /// Unmounts what this daemon mounted, and nothing else. True: that is in use, and is there still.
-    fn is_in_use(&self, connection: u32) -> bool {
+    /// Whether what this daemon mounted is what would be unmounted.
+    fn is_on_top(&self, connection: u32) -> bool {
         let path = self.mountpoint.display();
         if let Some(kind) = kernel_mount::cover(&self.mountpoint, connection) {
             tracing::warn!(
@@ -185,7 +187,6 @@ impl FuseMount {
             return false;
         }
         kernel_mount::connection(&self.mountpoint) == Some(connection)
-            && !kernel_mount::unmount(&self.mountpoint)
     }
 
     /// The directory it is mounted on.

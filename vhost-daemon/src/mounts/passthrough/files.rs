@@ -45,9 +45,12 @@ fn reports_at_close(fd: &OwnedFd) -> bool {
         // The type of the field differs between platforms; its 32 bits do not.
         SILENT_AT_CLOSE.contains(&(stat.f_type.cast_unsigned() & u64::from(u32::MAX)))
     });
-    let is_written =
-        || rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.intersects(OFlags::WRONLY | OFlags::RDWR));
-    !is_silent && is_written()
+    !is_silent && is_writable(fd)
+}
+
+/// Whether a file is open for writing.
+pub(super) fn is_writable(fd: &OwnedFd) -> bool {
+    rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.intersects(OFlags::WRONLY | OFlags::RDWR))
 }
 
 /// All open files.

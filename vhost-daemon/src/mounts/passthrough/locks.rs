@@ -6,7 +6,7 @@
 //! that somebody else drops. Does not own: the wire.
 
 use super::descriptors::Held;
-use super::files::OpenFile;
+use super::files::{OpenFile, is_writable};
 use super::inodes::Inode;
 use super::sys::{Range, held_ranges, ofd_lock};
 use super::{Passthrough, os};
@@ -24,6 +24,8 @@ use std::time::Duration;
 const WAITING_MAX: usize = 4096;
 /// Interrupts of requests that are not known (yet) which are remembered.
 const EARLY_MAX: usize = 64;
+/// Read locks that move along when a write lock is taken: the kernel walks through all of the file's for each.
+const MOVED_MAX: usize = 256;
 /// How often waiting requests are tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(10);
 
@@ -34,8 +36,8 @@ pub(super) struct Owner {
     _held: Held,
 }
 
-/// Open for writing from the first write lock on, and not before: to open does something on the host (a program that is
-/// open for writing cannot be run, a file of an overlay is copied up).
+/// Open for writing if the guest has the file open so, or from the first write lock on, and not before: to open does something
+/// on the host (a program that is open for writing cannot be run, a file of an overlay is copied up).
 #[derive(Debug)]
 struct LockFile {
     fd: OwnedFd,
@@ -62,8 +64,12 @@ impl Owner {
     fn make_writable(&self, open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<()> {
         let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
         if !file.writable {
+            let ranges = held_ranges(file.fd.as_fd())?;
+            if ranges.len() > MOVED_MAX {
+                return Err(os(libc::ENOLCK));
+            }
             let fd = open()?;
-            for range in held_ranges(file.fd.as_fd())? {
+            for range in ranges {
                 ofd_lock(fd.as_fd(), true, range)?;
             }
             *file = LockFile { fd, writable: true };
@@ -252,7 +258,7 @@ impl Passthrough {
             } else {
                 self.ranges.take(|| self.count_ranges())?;
             }
-            Target::Posix(self.owner(&inode, request.owner, range.kind == F_WRLCK)?, range)
+            Target::Posix(self.owner(&inode, request, range.kind == F_WRLCK)?, range)
         };
         match target.set() {
             Ok(()) => {
@@ -293,10 +299,10 @@ impl Passthrough {
         ofd_lock(inode.open(&self.proc, libc::O_RDONLY)?.as_fd(), false, range)
     }
 
-    /// The open file that holds the locks of `owner`.
-    fn owner(&self, inode: &Inode, number: u64, writable: bool) -> io::Result<Arc<Owner>> {
+    /// The open file that holds the locks of the owner who asks.
+    fn owner(&self, inode: &Inode, request: &LockRequest, writable: bool) -> io::Result<Arc<Owner>> {
         let mut locks = inode.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(owner) = locks.get(&number) {
+        if let Some(owner) = locks.get(&request.owner) {
             if writable {
                 owner.make_writable(|| inode.open(&self.proc, libc::O_RDWR))?;
             }
@@ -306,9 +312,11 @@ impl Passthrough {
             return Err(os(libc::EINVAL));
         }
         let held = self.share.take()?;
+        let is_open_so = || self.files.get(request.handle, inode).is_ok_and(|file| is_writable(&file.fd));
+        let writable = writable || is_open_so();
         let fd = inode.open(&self.proc, if writable { libc::O_RDWR } else { libc::O_RDONLY })?;
         let owner = Arc::new(Owner { file: RwLock::new(LockFile { fd, writable }), _held: held });
-        locks.insert(number, Arc::clone(&owner));
+        locks.insert(request.owner, Arc::clone(&owner));
         Ok(owner)
     }
 

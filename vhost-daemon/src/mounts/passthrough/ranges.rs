@@ -17,13 +17,16 @@ const RANGES: usize = 32_768;
 const COUNTED_AT: usize = 2 * RANGES;
 /// Ranges that there may be more after a lock was taken: one that is split into two, and its own.
 const PER_LOCK: usize = 2;
-/// How long a guest that has too many is told so without counting them again.
+/// How long a guest that has too many is told so without counting them again, at least.
 const PAUSE: Duration = Duration::from_millis(100);
+/// And for how many times as long as it took to count them: who locks on all the same has little of anybody's time.
+const PAUSES: u32 = 20;
 
 /// The ranges of one guest.
 #[derive(Debug, Default)]
 pub(super) struct Ranges {
     estimate: AtomicUsize,
+    /// Until when there are too many.
     refused: Mutex<Option<Instant>>,
     log: LogLimit,
 }
@@ -39,12 +42,13 @@ impl Ranges {
             return Ok(());
         }
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused.is_some_and(|at| at.elapsed() < PAUSE) {
+        let begun = Instant::now();
+        if refused.is_some_and(|until| begun < until) {
             return Err(os(libc::ENOLCK));
         }
         let held = count();
         if held >= RANGES - PER_LOCK {
-            *refused = Some(Instant::now());
+            *refused = Some(Instant::now() + PAUSE.max(begun.elapsed().saturating_mul(PAUSES)));
             self.log.warn(|| {
                 format!("a guest has {held} ranges of files locked that are passed through, and gets no more (ENOLCK)")
             });
